@@ -1,0 +1,232 @@
+"""What can be set: one frozen dataclass a feature, and how flags, environment and configuration file become one config.
+
+Precedence: flag, then ``AGENTINFER_<OPTION>``, then configuration file, then default. ``AGENTINFER_DISABLE`` comes
+above all of them: it is what an operator reaches for when a feature is in the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from agentinfer.errors import ConfigError
+from agentinfer.options import KEY_PREFIX, VARIABLE_PREFIX, Feature, Option, option
+
+CONFIG_VARIABLE = "AGENTINFER_CONFIG"
+DISABLE_VARIABLE = "AGENTINFER_DISABLE"
+
+# Variables with our prefix that are no option. Any other one is refused, since a typo must not quietly change a run.
+OTHER_VARIABLES: Mapping[str, str] = {
+    CONFIG_VARIABLE: "set by the launcher for its child processes: the resolved configuration as JSON; do not set it",
+    DISABLE_VARIABLE: "features to turn off, separated by commas, or `all`; wins over every other source",
+    "AGENTINFER_PROOF_DIR": "set by the launcher for its child processes: where schedulers leave their start-up proof",
+    "AGENTINFER_CACHE": "folder of the converted embedded models (default: `$XDG_CACHE_HOME/agentinfer`)",
+    "AGENTINFER_TRACES": "folder of recorded sessions that tests and benchmarks read",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionsConfig(Feature):
+    """Recognising agent sessions, the prefix doctor, our metrics and the `/agentinfer/*` routes."""
+
+    feature: ClassVar[str] = "sessions"
+    summary: ClassVar[str] = "Recognise agent sessions, explain prefix misses, serve /agentinfer/* and our metrics."
+
+    sessions: bool = option(True, "recognise agent sessions, with and without hints")
+    max_sessions: int = option(
+        10_000, "sessions remembered at once; the longest idle one goes first", low=1, high=10**7
+    )
+    session_expiry_s: float = option(3600.0, "seconds without a request after which a session is forgotten", low=1)
+    session_text_mb: int = option(
+        256, "MiB of message text kept to explain prefix misses; older sessions keep digests", low=0, high=2**20
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecordConfig(Feature):
+    """The record file of sessions, which `agentinfer replay` reads back."""
+
+    feature: ClassVar[str] = "record"
+    requires: ClassVar[tuple[str, ...]] = ("sessions",)
+    summary: ClassVar[str] = "Write every turn to a JSON-lines file that `agentinfer replay` reads back."
+
+    record: str | None = option(None, "append every turn to this JSON-lines file", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForcedReplayConfig(Feature):
+    """Forced replay: a request may carry the tokens that the engine is to emit."""
+
+    feature: ClassVar[str] = "forced_replay"
+    requires: ClassVar[tuple[str, ...]] = ("sessions",)
+    summary: ClassVar[str] = (
+        "Let a request carry the tokens to emit, so that recorded sessions can be measured exactly."
+    )
+
+    forced_replay: bool = option(False, "accept `agentinfer.forced` in requests; for measuring, not for serving users")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentInferConfig:
+    """All features' settings. Raises ConfigError when an enabled feature lacks one that it needs."""
+
+    sessions: SessionsConfig = SessionsConfig()
+    record: RecordConfig = RecordConfig()
+    forced_replay: ForcedReplayConfig = ForcedReplayConfig()
+
+    def __post_init__(self) -> None:
+        enabled = self.enabled_features
+        for each in self.features():
+            missing = [name for name in each.requires if name not in enabled]
+            if each.enabled and missing:
+                raise ConfigError(
+                    f"{each.switch().flag} is on but needs {', '.join(missing)}, which is off. Turn it on "
+                    f"({FEATURES[missing[0]].switch().flag}) or turn {each.feature} off too "
+                    f"({DISABLE_VARIABLE}={','.join([*missing, each.feature])})"
+                )
+
+    def features(self) -> tuple[Feature, ...]:
+        return tuple(getattr(self, name) for name in FEATURES)
+
+    @property
+    def enabled_features(self) -> tuple[str, ...]:
+        return tuple(each.feature for each in self.features() if each.enabled)
+
+    def needed_by(self, feature: str) -> tuple[str, ...]:
+        """`feature` and the enabled ones that need it: what has to be off for `feature` to be off."""
+        return (feature, *(e.feature for e in self.features() if e.enabled and feature in e.requires))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = CONFIG_VARIABLE) -> Self:
+        """Reads `to_json`. Raises ConfigError for anything this version did not write."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: no JSON ({error}); it is set by agentinfer.launch_server only") from None
+        if not isinstance(data, dict) or set(data) != set(FEATURES):
+            seen = sorted(data) if isinstance(data, dict) else data
+            raise ConfigError(
+                f"{where}: got features {seen}, expected {sorted(FEATURES)}; mixed versions of agentinfer?"
+            )
+        try:
+            features: dict[str, Any] = {name: FEATURES[name](**values) for name, values in data.items()}
+            return cls(**features)
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}; mixed versions of agentinfer?") from None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self | None:
+        """The configuration our launcher left in `environ`, or None in a process that is not ours."""
+        text = environ.get(CONFIG_VARIABLE)
+        return None if not text else cls.from_json(text)
+
+
+FEATURES: Mapping[str, type[Feature]] = {
+    each.feature: each for each in (SessionsConfig, RecordConfig, ForcedReplayConfig)
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """A configuration and, by option name, where each value came from ("default" where nobody set it)."""
+
+    config: AgentInferConfig
+    sources: Mapping[str, str]
+
+
+def all_options() -> dict[str, Option]:
+    return {each.name: each for feature in FEATURES.values() for each in feature.options()}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a group a feature. Values stay text and absent flags stay absent: `resolve_config` reads and checks them."""
+    for feature in FEATURES.values():
+        group = parser.add_argument_group(f"agentinfer: {feature.feature}", feature.summary)
+        for each in feature.options():
+            text = f"{each.help} (default: {each.default}; {each.expected}; or {each.variable})".replace("%", "%%")
+            if each.kind is bool:
+                action = argparse.BooleanOptionalAction
+                group.add_argument(each.flag, dest=each.name, action=action, default=argparse.SUPPRESS, help=text)
+            else:
+                metavar = each.metavar or ("N" if each.kind is int else "X" if each.kind is float else "TEXT")
+                group.add_argument(each.flag, dest=each.name, metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+
+def resolve_config(
+    flags: Mapping[str, object], environ: Mapping[str, str], file: Mapping[str, object], file_name: str = "file"
+) -> ResolvedConfig:
+    """One configuration from all sources; `flags` by option name, `file` by our keys (``agentinfer-max-sessions``).
+
+    An empty variable counts as unset. Raises ConfigError naming the source of a value that cannot be taken.
+    """
+    options = all_options()
+    from_file = {_file_option(key, options, file_name).name: value for key, value in file.items()}
+    _refuse_unknown_variables(environ, options)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, each in options.items():
+        raw: object
+        if name in flags:
+            raw, source = flags[name], each.flag
+        elif environ.get(each.variable):
+            raw, source = environ[each.variable], each.variable
+        elif name in from_file:
+            raw, source = from_file[name], f"{each.key} in {file_name}"
+        else:
+            raw, source = each.default, "default"
+        values[name], sources[name] = each.read(raw, where=source), source
+    features: dict[str, Any] = {}
+    turned_off = _disabled_features(environ)
+    for name, kind in FEATURES.items():
+        settings = kind(**{each.name: values[each.name] for each in kind.options()})
+        if name in turned_off:
+            settings = settings.disabled()
+            sources[kind.switch().name] = DISABLE_VARIABLE
+        features[name] = settings
+    return ResolvedConfig(AgentInferConfig(**features), sources)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean X or Y?``, or nothing where no known name is near."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.7)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def _file_option(key: str, options: Mapping[str, Option], file_name: str) -> Option:
+    by_key = {each.key: each for each in options.values()}
+    found = by_key.get(key.replace("_", "-"))
+    if found is None:
+        raise ConfigError(f"{file_name}: unknown key {key}.{near(key, by_key)} Known: {', '.join(by_key)}")
+    return found
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str], options: Mapping[str, Option]) -> None:
+    known = {each.variable for each in options.values()} | set(OTHER_VARIABLES)
+    for name in sorted(environ):
+        if name.startswith(VARIABLE_PREFIX) and name not in known:
+            raise ConfigError(
+                f"unknown environment variable {name}.{near(name, known)} Known: {', '.join(sorted(known))}"
+            )
+
+
+def _disabled_features(environ: Mapping[str, str]) -> frozenset[str]:
+    names = {each.strip() for each in environ.get(DISABLE_VARIABLE, "").split(",") if each.strip()}
+    unknown = sorted(names - set(FEATURES) - {"all"})
+    if unknown:
+        raise ConfigError(
+            f"{DISABLE_VARIABLE}: unknown feature {unknown[0]!r}.{near(unknown[0], FEATURES)} "
+            f"Known: {', '.join(FEATURES)}, all"
+        )
+    return frozenset(FEATURES) if "all" in names else frozenset(names)
+
+
+def is_our_key(key: str) -> bool:
+    """Whether a configuration-file key is ours to read rather than SGLang's."""
+    return key.replace("_", "-").startswith(KEY_PREFIX)
