@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from agentinfer.messages.content import token_bytes, utf8
 from agentinfer.messages.model import (
     DIGEST_BYTES,
     EMPTY_DIGEST,
     Api,
     Message,
     ToolCall,
+    canonical_digest,
     chained,
 )
 from agentinfer.messages.replies import Reply
@@ -23,5 +25,8 @@ __all__ = [
     "Message",
     "Reply",
     "ToolCall",
+    "canonical_digest",
     "chained",
+    "token_bytes",
+    "utf8",
 ]
