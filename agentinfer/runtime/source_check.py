@@ -153,7 +153,8 @@ def _member(node: ast.AST, name: str) -> ast.AST | None:
             case ast.ImportFrom() if any((each.asname or each.name) == name for each in statement.names):
                 found = statement
             case ast.Assign(targets=targets) if any(_binds(each, name) for each in targets):
-                found = statement
+                # A class that is rebuilt under its own name (a decorator written out) keeps its members.
+                found = found if isinstance(found, ast.ClassDef) else statement
             case ast.AnnAssign(target=ast.Name(id=seen)) if seen == name:
                 found = statement
     if found is None and isinstance(node, ast.ClassDef):
