@@ -35,7 +35,6 @@ _SEAM_MODULES = (
     "agentinfer.runtime.proof",
     "agentinfer.runtime.lifecycle",
     "agentinfer.runtime.launch",
-    "agentinfer.runtime.http",
     "agentinfer.runtime.requests",
     "agentinfer.runtime.forced",
     "agentinfer.runtime.cpu.hooks",
