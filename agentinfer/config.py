@@ -25,6 +25,8 @@ OTHER_VARIABLES: Mapping[str, str] = {
     DISABLE_VARIABLE: "features to turn off, separated by commas, or `all`; wins over every other source",
     "AGENTINFER_PROOF_DIR": "set by the launcher for its child processes: where schedulers leave their start-up proof",
     "AGENTINFER_CACHE": "folder of the converted embedded models (default: `$XDG_CACHE_HOME/agentinfer`)",
+    "AGENTINFER_CPU_STOCK_ATTENTION": "`1` keeps SGLang's own attention on the engine without a GPU, for comparison",
+    "AGENTINFER_CLIENTS_PYTHON": "the Python whose environment holds the client packages that tests use",
     "AGENTINFER_TRACES": "folder of recorded sessions that tests and benchmarks read",
 }
 

@@ -85,7 +85,8 @@ def collect_proof(of: HookLedger | None = None) -> Proof:
     of = of or ledger()
     problems = [f"our plugin failed: {failure}" for failure in of.failures]
     if not of.plugin_ran:
-        problems.append(f"our plugin did not run: {_why_plugin_did_not_run(os.environ)}")
+        why = plugin_obstacle(os.environ) or "SGLang could not import it (its log above says why)"
+        problems.append(f"our plugin did not run: {why}")
     good = []
     for each in of.hooked:
         try:
@@ -120,6 +121,21 @@ def require_proofs(proofs: Iterable[Proof], process: Process, config: AgentInfer
         )
 
 
+def plugin_obstacle(environ: Mapping[str, str]) -> str | None:
+    """Why `sglang.srt.plugins` will not run our plugin, with what to do, or None. In upstream's own order."""
+    ours = [each for each in entry_points(group="sglang.srt.plugins") if each.value.startswith("agentinfer.")]
+    if not ours:
+        return "agentinfer is not installed as a package, so SGLang cannot find its entry point: pip install -e ."
+    allowed = {name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()}
+    if allowed and ours[0].name not in allowed:
+        return f"SGLANG_PLUGINS={environ['SGLANG_PLUGINS']} leaves it out: add {ours[0].name} or unset it"
+    platform = environ.get("SGLANG_PLATFORM")
+    own = {each.name for each in entry_points(group="sglang.srt.platforms") if each.value.startswith("agentinfer.")}
+    if platform and own and platform not in own:
+        return f"SGLANG_PLATFORM={platform} excludes packages that bring another platform, ours too: unset it"
+    return None
+
+
 def hooked_targets(process: Process, config: AgentInferConfig) -> tuple[str, ...]:
     """Targets that must be hooked in `process` when `config` is on."""
     features = {CORE, *config.enabled_features} if config.enabled_features else set()
@@ -131,21 +147,6 @@ def _disable_hint(features: set[str], config: AgentInferConfig) -> str:
     if not features or CORE in features:
         return "all"
     return ",".join(dict.fromkeys(name for feature in sorted(features) for name in config.needed_by(feature)))
-
-
-def _why_plugin_did_not_run(environ: Mapping[str, str]) -> str:
-    """The reasons `sglang.srt.plugins` has for not running a plugin, in its order."""
-    ours = [each for each in entry_points(group="sglang.srt.plugins") if each.value.startswith("agentinfer.")]
-    if not ours:
-        return "agentinfer is not installed as a package, so SGLang cannot find its entry point: pip install -e ."
-    allowed = {name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()}
-    if allowed and ours[0].name not in allowed:
-        return f"SGLANG_PLUGINS={environ['SGLANG_PLUGINS']} leaves it out: add {ours[0].name} or unset it"
-    platform = environ.get("SGLANG_PLATFORM")
-    own = {each.name for each in entry_points(group="sglang.srt.platforms") if each.value.startswith("agentinfer.")}
-    if platform and own and platform not in own:
-        return f"SGLANG_PLATFORM={platform} excludes packages that bring another platform, ours too: unset it"
-    return "SGLang could not import it (its log above says why)"
 
 
 def _hook_problem(hooked: Hooked) -> str | None:
