@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentinfer.errors import ModelError
-from agentinfer.models.catalogue import CATALOGUE, DEFAULT_MODEL, EmbeddedModel, find_model
+from agentinfer.models.catalogue import CATALOGUE, DEFAULT_MODEL, DTYPES, EmbeddedModel, find_model
 from agentinfer.models.store import ModelStore
 
 __all__ = ["DEFAULT_MODEL", "DTYPES", "PREFIX", "EmbeddedModel", "catalogue", "prepare", "resolve"]
 
 PREFIX = "embedded:"
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 def catalogue() -> tuple[EmbeddedModel, ...]:

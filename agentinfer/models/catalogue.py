@@ -23,7 +23,11 @@ class PackagePart:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A model that needs no model hub. `sha256` and `size_bytes` are those of `parts` put together: one GGUF file."""
+    """A model that needs no model hub.
+
+    `sha256` and `size_bytes` are those of `parts` put together: one GGUF file. `end_of_turn` is a vocabulary entry that
+    ends a reply besides the model's own end token; the chat template must write it after every message.
+    """
 
     name: str
     title: str
@@ -35,11 +39,15 @@ class EmbeddedModel:
     sha256: str
     template_file: str
     template_source: str
+    end_of_turn: str | None = None
 
     @property
     def chat_template(self) -> str:
-        """The Jinja chat template this project gives the model."""
-        return files("agentinfer.models").joinpath("templates", self.template_file).read_text(encoding="utf-8")
+        """The Jinja chat template this project gives the model: the shared macros, then the model's own part."""
+        folder = files("agentinfer.models").joinpath("templates")
+        return "".join(
+            folder.joinpath(name).read_text(encoding="utf-8") for name in ("common.jinja", self.template_file)
+        )
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -47,6 +55,9 @@ class EmbeddedModel:
 
 
 DEFAULT_MODEL = "smollm2-135m"
+
+# What a model can be converted to; the first is the default everywhere.
+DTYPES = ("bfloat16", "float16", "float32")
 
 CATALOGUE: tuple[EmbeddedModel, ...] = (
     EmbeddedModel(
@@ -78,7 +89,8 @@ CATALOGUE: tuple[EmbeddedModel, ...] = (
         size_bytes=253_113_024,
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         template_file="gemma3.jinja",
-        template_source="ours: a base model has none. Plain text a base model continues; tool calls in the Hermes form",
+        template_source="ours, since a base model has none: a plain transcript, tool calls in the Hermes form",
+        end_of_turn="\n\n\n\n",
     ),
 )
 

@@ -18,17 +18,22 @@ _GEMMA3_GLOBAL_EVERY = 6
 _GEMMA3_LOCAL_ROPE_BASE = 10_000.0
 
 
-def convert(source: Path, target: Path, *, dtype: str, chat_template: str) -> None:
+# The keys below are transformers 4's, which 5 and SGLang read as well. Without a version transformers takes any large
+# vocabulary for one of Mistral's faulty ones and warns.
+_TRANSFORMERS_VERSION = "4.57.0"
+
+
+def convert(source: Path, target: Path, *, dtype: str, chat_template: str, end_of_turn: str | None = None) -> None:
     """Writes the model of the GGUF file `source` into the existing, empty directory `target`.
 
+    `end_of_turn`, a vocabulary entry, ends a reply besides the file's own end token.
     Raises `ModelError` when the file is damaged or of an architecture this converter does not know. On failure `target`
     is left as it is, half written: whoever made it removes it.
     """
     with GgufFile(source) as gguf:
         config = model_config(gguf.metadata, dtype)
         _write_json(target / "config.json", config)
-        token_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(target / "generation_config.json", token_ids)
+        _write_json(target / "generation_config.json", generation_config(gguf.metadata, end_of_turn))
         _write_json(target / "tokenizer_config.json", tokenizer_config(gguf.metadata, chat_template))
         build_tokenizer(gguf.metadata).save(str(target / "tokenizer.json"), pretty=False)
         write_weights(gguf, target / "model.safetensors", dtype)
@@ -59,6 +64,7 @@ def model_config(metadata: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "initializer_range": 0.02,
         "use_cache": True,
         "torch_dtype": dtype,
+        "transformers_version": _TRANSFORMERS_VERSION,
     }
     if architecture == "llama":
         return shared | {
@@ -89,6 +95,19 @@ def model_config(metadata: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         f"architecture {architecture!r} is not one this converter knows (llama, gemma3); "
         "serve a Hugging Face checkpoint of that model instead"
     )
+
+
+def generation_config(metadata: Mapping[str, Any], end_of_turn: str | None) -> dict[str, Any]:
+    """The contents of generation_config.json: which tokens end a reply. Engines stop at any of the list."""
+    ends = [metadata["tokenizer.ggml.eos_token_id"]]
+    if end_of_turn is not None:
+        ends.append(metadata["tokenizer.ggml.tokens"].index(end_of_turn))
+    return {
+        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": ends,
+        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
+        "transformers_version": _TRANSFORMERS_VERSION,
+    }
 
 
 def tokenizer_config(metadata: Mapping[str, Any], chat_template: str) -> dict[str, Any]:

@@ -55,16 +55,15 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 0
         try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.metadata, self.tensors = self._read_header()
         except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
             raise ModelError(
-                f"{path}: not a readable GGUF file (byte {self._at} of {len(self._map)}: {error}); "
-                "expected GGUF version 2 or 3. Reinstall the model's package"
+                f"{path}: not a readable GGUF file (at byte {self._at} of {path.stat().st_size}: {error}); "
+                "expected GGUF version 2 or 3, whole. Reinstall the model's package"
             ) from error
 
     def __enter__(self) -> GgufFile:

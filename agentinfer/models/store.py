@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agentinfer.errors import ModelError
-from agentinfer.models.catalogue import EmbeddedModel
+from agentinfer.models.catalogue import DTYPES, EmbeddedModel
 from agentinfer.models.manifest import Manifest
 from agentinfer.models.source import locate
 
@@ -53,7 +53,13 @@ def build_from_packages(model: EmbeddedModel, dtype: str, work_dir: Path, target
         raise ModelError(
             f"converting {model.name} needs the package {error.name!r}; pip install 'agentinfer[embedded-models]'"
         ) from error
-    convert(locate(model, work_dir), target, dtype=dtype, chat_template=model.chat_template)
+    convert(
+        locate(model, work_dir),
+        target,
+        dtype=dtype,
+        chat_template=model.chat_template,
+        end_of_turn=model.end_of_turn,
+    )
 
 
 class ModelStore:
@@ -65,7 +71,7 @@ class ModelStore:
 
     def directory(self, model: EmbeddedModel, dtype: str) -> Path:
         """Where the model lies once prepared. Its name changes with all that shapes its bytes."""
-        shape = json.dumps([CONVERTER_VERSION, model.sha256, model.chat_template])
+        shape = json.dumps([CONVERTER_VERSION, model.sha256, model.chat_template, model.end_of_turn])
         identity = hashlib.sha256(shape.encode()).hexdigest()[:8]
         return self._models / f"{model.name}-{dtype}-v{CONVERTER_VERSION}-{identity}"
 
@@ -91,7 +97,12 @@ class ModelStore:
 
     def prepared(self, model: EmbeddedModel) -> list[Path]:
         """Whole directories of that model, all dtypes and converter versions."""
-        return [path for path in self._of(model) if _is_whole(path)]
+        return [path for path in self.directories(model) if _is_whole(path)]
+
+    def directories(self, model: EmbeddedModel) -> list[Path]:
+        """All directories of that model, damaged ones included."""
+        patterns = [f"{model.name}-{dtype}-v*" for dtype in DTYPES]
+        return sorted(path for pattern in patterns for path in self._models.glob(pattern))
 
     def verify(self, directory: Path) -> None:
         """Reads every byte. Raises `ModelError` naming the first file that is not as converted, with both sums."""
@@ -99,10 +110,11 @@ class ModelStore:
 
     def remove(self, model: EmbeddedModel) -> list[Path]:
         """Removes every directory of that model, whole or not, and returns what was removed."""
-        removed = self._of(model)
+        removed = self.directories(model)
         for directory in removed:
             with self._locked(directory):
-                self._discard(directory)
+                if directory.exists():  # else another process was faster
+                    self._discard(directory)
                 self._remove_leftovers(directory)
         return removed
 
@@ -137,9 +149,6 @@ class ModelStore:
         for leftover in self._models.glob(f".{directory.name}.tmp*"):
             logger.info("removing %s, left by a conversion that was killed", leftover)
             shutil.rmtree(leftover)
-
-    def _of(self, model: EmbeddedModel) -> list[Path]:
-        return sorted(path for path in self._models.glob(f"{model.name}-*") if path.is_dir())
 
     @contextmanager
     def _locked(self, directory: Path) -> Iterator[None]:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from agentinfer.errors import ModelError
 from agentinfer.models.gguf import GgufFile, Rows, TensorInfo
 
-# dtype name -> (safetensors' name, bytes an element)
-DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
+# dtype -> (safetensors' name, bytes an element)
+_ENCODINGS = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
 
 _COMMON = {
     "attn_q": "self_attn.q_proj",
@@ -45,7 +45,7 @@ _TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "
 
 
 def write_weights(source: GgufFile, path: Path, dtype: str) -> None:
-    """Writes every tensor of `source` under its Hugging Face name, rounded to `dtype` (a key of `DTYPES`).
+    """Writes every tensor of `source` under its Hugging Face name, rounded to `dtype` (one of the catalogue's).
 
     Raises `ModelError` for an architecture or tensor this converter does not know.
     """
@@ -86,7 +86,7 @@ def rotary_row_order(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:
 
 
 def _header(source: GgufFile, architecture: str, dtype: str) -> bytes:
-    type_name, element_bytes = DTYPES[dtype]
+    type_name, element_bytes = _ENCODINGS[dtype]
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in source.tensors:
