@@ -98,8 +98,10 @@ def parse_hints(body: Mapping[str, Any], headers: Mapping[str, str]) -> AgentHin
         found.update(own_fields)
     if session is None and not found:
         return NO_HINTS
-    if found.get("parent") is not None and found["parent"] == session:
-        raise HintError(f"{SOURCE_BODY}.parent", session, "a session other than this one")
+    if session is not None and found.get("parent") == session:
+        if own is not None and own.get("parent") is not None:
+            raise HintError(f"{SOURCE_BODY}.parent", session, "a session other than this one")
+        del found["parent"]
     return AgentHints(session=session, source=source, **found)
 
 
