@@ -67,7 +67,7 @@ class FakeServer:
         if self.server_turns is None:
             return web.Response(status=404)
         name = request.match_info["id"].split(".")[0]
-        return web.json_response({"turns": self.server_turns.get(name, [])})
+        return web.json_response({"recent_turns": self.server_turns.get(name, [])})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

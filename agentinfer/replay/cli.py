@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentinfer.errors import AgentInferError
-from agentinfer.replay import perfetto, table
+from agentinfer.replay import perfetto, picture, report, table
 from agentinfer.replay.driver import LoopOptions
 from agentinfer.replay.run import RunOptions, choose, replay
 from agentinfer.replay.traces import FORMATS, Trace, read_trace
@@ -26,6 +26,7 @@ _REPLAY_EPILOG = (
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands; each parsed one sets `args.run`, which takes the namespace and returns the exit status."""
     _add_replay(subparsers)
+    _add_report(subparsers)
 
 
 def _add_replay(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,6 +100,19 @@ def _add_replay(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.set_defaults(run=run_replay)
 
 
+def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="compare replays pairwise",
+        description="Compare replays of the same sessions: the first file is the base, each other is set against it.",
+    )
+    parser.add_argument("base", metavar="A.json", help="written by `agentinfer replay --json`")
+    parser.add_argument("runs", nargs="+", metavar="B.json")
+    parser.add_argument("--svg", metavar="FILE", help="write the comparison as a picture")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
+    parser.set_defaults(run=run_report)
+
+
 def run_replay(args: argparse.Namespace) -> int:
     """Exit status 0 when every turn was answered (forced: as recorded), 1 when not, 2 when it could not run."""
     try:
@@ -123,6 +137,21 @@ def run_replay(args: argparse.Namespace) -> int:
         _write_json(args.perfetto, perfetto.chrome_trace(done.sessions), indent=None)
     print(table.result_table(done.result))
     return 1 if done.result["errors"] or done.result["forced_mismatches"] else 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Exit status 0, or 2 when a file is no result or two share no session."""
+    try:
+        _check_writable(args.svg)
+        base = report.load_run(args.base)
+        reports = [report.compare(base, report.load_run(name), args.seed) for name in args.runs]
+    except AgentInferError as error:
+        print(f"agentinfer report: {error}", file=sys.stderr)
+        return 2
+    print("\n\n".join(report.text(one) for one in reports))
+    if args.svg:
+        Path(args.svg).write_text(picture.draw(reports), encoding="utf-8")
+    return 0
 
 
 def _options(args: argparse.Namespace) -> RunOptions:

@@ -71,12 +71,15 @@ async def flush_cache(http: aiohttp.ClientSession, url: str) -> None:
 
 
 async def collect_turns(http: aiohttp.ClientSession, url: str, results: Iterable[SessionResult]) -> None:
-    """Fill in each turn's `server` from `/agentinfer/sessions/{id}`. A server without that route is left alone."""
+    """Fill in each turn's `server` from `/agentinfer/sessions/{id}`, as far back as the server remembers turns.
+
+    A server without that route is left alone.
+    """
     for result in results:
         told = await get_json(http, f"{url}/agentinfer/sessions/{quote(result.wire_id, safe='')}")
         if told is None:
             return
-        lines = [line for line in told.get("turns") or () if isinstance(line, dict)]
+        lines = [line for line in told.get("recent_turns") or () if isinstance(line, dict)]
         by_index = {line.get("turn"): line for line in lines}
         for turn in result.turns:
             line = by_index.get(turn.index, {})

@@ -113,10 +113,10 @@ def called_tools(message: Message) -> tuple[str, ...]:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The message's text; text parts are joined, other parts (images) count as nothing."""
+    """The message's text; text parts are joined as SGLang joins them for a template, others count as nothing."""
     content = message.get("content")
     if isinstance(content, list):
-        return "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping) and p.get("type") == "text")
+        return " ".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping) and p.get("type") == "text")
     return content or ""
 
 
