@@ -172,15 +172,21 @@ def _run(server_args: Any, config: AgentInferConfig) -> None:
         return
     from sglang.srt.entrypoints import http_server
 
+    follow_turns: Callable[[], None] | None = None
     if config.enabled_features:
         from agentinfer.runtime import http
 
-        http.install(http_server.app, config)
-    http_server.launch_server(server_args, launch_callback=_ready_line(server_args, config))
+        follow_turns = http.install(http_server.app, config, server_args.served_model_name or server_args.model_path)
+    http_server.launch_server(server_args, launch_callback=_when_warm(server_args, config, follow_turns))
 
 
-def _ready_line(server_args: Any, config: AgentInferConfig) -> Callable[[], None]:
+def _when_warm(
+    server_args: Any, config: AgentInferConfig, follow_turns: Callable[[], None] | None
+) -> Callable[[], None]:
     def announce() -> None:
+        if follow_turns is not None:
+            follow_turns()
+
         from sglang.srt.runtime_context import get_device, get_serving
 
         _say(

@@ -1,0 +1,245 @@
+"""The HTTP door: every generation request passes here on its way to stock SGLang, and its answer on the way back.
+
+An ASGI middleware reads the body once to learn whose turn this is, then hands the very same bytes on; nothing a client
+sends is rewritten. Bytes of the answer are copied as they leave and understood only after the last one went out, so no
+token waits for us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agentinfer import __version__
+from agentinfer.clock import Clock, SystemClock
+from agentinfer.config import AgentInferConfig
+from agentinfer.errors import ConfigError, HintError
+from agentinfer.metrics import Metrics
+from agentinfer.record import RecordWriter
+from agentinfer.runtime.follower import EngineFacts, TurnFollower
+from agentinfer.runtime.seams import Seam
+from agentinfer.runtime.turns import FollowedTurn, current_turn
+from agentinfer.sessions import Outcome, SessionTable
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+FOLLOWED_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate"))
+SEAMS = (
+    Seam(
+        target="sglang.srt.runtime_context.get_schedule",
+        parameters=(),
+        caller=None,
+        reason="the prefix cache's page size, for the prefix doctor",
+        feature="sessions",
+        door="call",
+        processes=("launcher",),
+    ),
+    Seam(
+        target="sglang.srt.arg_groups.fields.schedule.Schedule.page_size",
+        parameters=None,
+        caller=None,
+        reason="the prefix cache's page size, for the prefix doctor",
+        feature="sessions",
+        door="read",
+        processes=("launcher",),
+    ),
+)
+
+# An answer longer than this is passed on but not understood: the session keeps its turn, without the reply.
+MAX_CAPTURED_BYTES = 64 << 20
+
+
+class FollowTurns:
+    """ASGI middleware around SGLang's app; see the module's docstring.
+
+    `start` builds the follower when the server starts up: only then are the engine's facts known and the folder of
+    multi-process metrics set. Requests pass unseen until `is_open()`: the server's own warm-up is nobody's turn.
+    """
+
+    def __init__(self, app: App, start: Callable[[], TurnFollower], is_open: Callable[[], bool]) -> None:
+        self._app = app
+        self._start = start
+        self._is_open = is_open
+        self._follower: TurnFollower | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif scope["type"] == "http" and self._concerns_us(scope):
+            assert self._follower is not None, "a request before the server started up"
+            await self._follow(self._follower, scope, _Exchange(receive, send))
+        else:
+            await self._app(scope, receive, send)
+
+    def _concerns_us(self, scope: Scope) -> bool:
+        return scope["method"] == "POST" and scope["path"] in FOLLOWED_PATHS and self._is_open()
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._follower = self._start()
+        housekeeping = asyncio.create_task(self._follower.keep_house())
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            housekeeping.cancel()
+
+    async def _follow(self, follower: TurnFollower, scope: Scope, exchange: _Exchange) -> None:
+        await exchange.read_body()
+        try:
+            followed = _begin(follower, scope, exchange.body)
+        except HintError as error:
+            await _refuse(scope["path"], error, exchange.send)
+            return
+        if followed is None:
+            await self._app(scope, exchange.receive, exchange.send)
+            return
+        token = current_turn.set(followed)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            current_turn.reset(token)
+            follower.finish(followed, exchange.outcome, exchange.content_type, bytes(exchange.answer))
+
+
+def install(app: Any, config: AgentInferConfig, model: str) -> Callable[[], None]:
+    """Put the middleware around SGLang's FastAPI `app` and add our routes; must run before the server starts.
+
+    `model` is the served model's name. Returns what to call when the server is warm: turns are followed from then on.
+    Raises ConfigError or TraceError when the record file cannot be continued.
+    """
+    from agentinfer.runtime.routes import session_routes
+
+    clock = SystemClock()
+    recorder = None if config.record.record is None else _open_record(Path(config.record.record), model, clock)
+    followers: list[TurnFollower] = []
+    is_warm = threading.Event()
+
+    def start() -> TurnFollower:
+        followers[:] = [_follower(config, model, clock, recorder)]
+        return followers[0]
+
+    app.add_middleware(FollowTurns, start=start, is_open=is_warm.is_set)
+    app.include_router(session_routes(lambda: followers[0]))
+    return is_warm.set
+
+
+def _follower(config: AgentInferConfig, model: str, clock: Clock, recorder: RecordWriter | None) -> TurnFollower:
+    from sglang.srt.runtime_context import get_device, get_schedule
+
+    settings = config.sessions
+    return TurnFollower(
+        table=SessionTable(
+            max_sessions=settings.max_sessions,
+            expiry_s=settings.session_expiry_s,
+            clock=clock,
+            ids=lambda: f"s-{uuid.uuid4().hex[:16]}",
+            max_bytes=settings.session_text_mb << 20,
+        ),
+        clock=clock,
+        metrics=Metrics(),
+        engine=EngineFacts(model=model, device=str(get_device().device), page_size=get_schedule().page_size or 1),
+        about={
+            "version": __version__,
+            "sglang": metadata.version("sglang"),
+            "features": list(config.enabled_features),
+        },
+        recorder=recorder,
+    )
+
+
+def _open_record(path: Path, model: str, clock: Clock) -> RecordWriter:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return RecordWriter(path, model, clock.unix_s())
+    except OSError as error:
+        raise ConfigError(f"--agentinfer-record {path}: {error}; name a file in a folder you can write to") from None
+
+
+def _begin(follower: TurnFollower, scope: Scope, raw: bytes) -> FollowedTurn | None:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    if headers.get("content-encoding", "identity") != "identity":
+        return None
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None  # SGLang answers it
+    return follower.begin(scope["path"], body, headers) if isinstance(body, dict) else None
+
+
+class _Exchange:
+    """One request's bytes in and answer out, with what became of them."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._unread: list[Message] = []
+        self._status = 0
+        self._is_complete = False
+        self._client_left = False
+        self.body = b""
+        self.content_type = ""
+        self.answer = bytearray()
+
+    async def read_body(self) -> None:
+        chunks = []
+        while True:
+            message = await self._receive()
+            self._unread.append(message)
+            chunks.append(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
+        self.body = b"".join(chunks)
+
+    async def receive(self) -> Message:
+        message = self._unread.pop(0) if self._unread else await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self._client_left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = dict(message.get("headers", ()))
+            self.content_type = headers.get(b"content-type", b"").decode("latin-1")
+        elif message["type"] == "http.response.body":
+            if len(self.answer) < MAX_CAPTURED_BYTES:
+                self.answer += message.get("body", b"")
+            self._is_complete = not message.get("more_body", False)
+
+    @property
+    def outcome(self) -> Outcome:
+        """`ok`, `client_gone` (it left before the whole answer) or `error`."""
+        if self._client_left or (self._status and not self._is_complete):
+            return "client_gone"
+        return "ok" if 200 <= self._status < 300 else "error"
+
+
+async def _refuse(path: str, error: HintError, send: Send) -> None:
+    """HTTP 400 in the shape of the API that was called."""
+    body: dict[str, Any]
+    if path == "/v1/messages":
+        body = {"type": "error", "error": {"type": "invalid_request_error", "message": str(error)}}
+    elif path == "/generate":
+        body = {"error": {"message": str(error)}}
+    else:
+        body = {
+            "object": "error",
+            "message": str(error),
+            "type": "BadRequestError",
+            "param": error.field,
+            "code": 400,
+        }
+    raw = orjson.dumps(body)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": raw})
