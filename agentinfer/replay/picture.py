@@ -19,16 +19,17 @@ _MOST_SESSIONS = 40
 
 def draw(reports: Sequence[Report]) -> str:
     """SVG source for one or more runs, all against the same base. Raises nothing that `compare` let pass."""
-    metrics = [c.metric for c in reports[0].comparisons]
+    metrics = list(dict.fromkeys(c.metric for r in reports for c in r.comparisons if c.ratio is not None))
     shown, left_out = _shown_sessions(reports)
-    legend_y = 56
-    ratio_y = legend_y + 50
-    session_y = ratio_y + len(metrics) * (len(reports) * _RATIO_ROW + 10) + 70
+    legend = _legend([base := reports[0].base.name, *(r.run.name for r in reports)])
+    ratio_y = legend[-1][1] + 50
+    session_y = ratio_y + len(metrics) * (len(reports) * _RATIO_ROW + 10) + 84
     height = session_y + len(shown) * _SESSION_ROW + 60
-    base = reports[0].base.name
     drawing = Drawing(_WIDTH, height, f"Replays compared with {base}")
     drawing.text(20, 28, f"Replays of the same sessions, against {shorten(base, 48)}", kind="title")
-    _legend(drawing, [base, *(r.run.name for r in reports)], legend_y)
+    for index, (x, y, label) in enumerate(legend):
+        drawing.dot(x + 5, y - 4, 5, colour_of(index))
+        drawing.text(x + 16, y, label)
     _ratios(drawing, reports, metrics, ratio_y)
     drawing.text(20, session_y - 28, "Task completion a session, seconds", kind="title")
     if left_out:
@@ -37,13 +38,18 @@ def draw(reports: Sequence[Report]) -> str:
     return drawing.source()
 
 
-def _legend(drawing: Drawing, names: Sequence[str], y: float) -> None:
-    x = 20.0
-    for index, name in enumerate(names):
-        label = shorten(name, 40)
-        drawing.dot(x + 5, y - 4, 5, colour_of(index))
-        drawing.text(x + 16, y, label)
-        x += 16 + 7.2 * len(label) + 28
+def _legend(names: Sequence[str]) -> list[tuple[float, float, str]]:
+    """Place and label of each run's entry, wrapped into the width by a guess of the letters' size."""
+    x, y = 20.0, 56.0
+    entries = []
+    for name in names:
+        label = shorten(name, 48)
+        width = 16 + 7.2 * len(label)
+        if x > 20.0 and x + width > _WIDTH - 20:
+            x, y = 20.0, y + 20
+        entries.append((x, y, label))
+        x += width + 28
+    return entries
 
 
 def _ratios(drawing: Drawing, reports: Sequence[Report], metrics: Sequence[str], top: float) -> None:
@@ -58,13 +64,14 @@ def _ratios(drawing: Drawing, reports: Sequence[Report], metrics: Sequence[str],
         return _LEFT + (value - low) / (high - low) * _PLOT
 
     bottom = top + len(metrics) * (len(reports) * _RATIO_ROW + 10)
-    drawing.text(_LEFT - 14, top - 12, "ratio of means", "end", "small")
+    drawing.text(_LEFT - 14, top - 12, "ratio of means, 95% interval", "end", "small")
     for tick in ticks(low, high):
         drawing.line(at(tick), top - 4, at(tick), bottom, kind="grid")
         drawing.text(at(tick), bottom + 16, f"{tick:g}", "middle", "small")
     drawing.line(at(1.0), top - 8, at(1.0), bottom)
     drawing.text(at(1.0) - 8, top - 12, "faster ←", "end", "small")
     drawing.text(at(1.0) + 8, top - 12, "→ slower", "start", "small")
+    drawing.text(_WIDTH - _RIGHT + 12, top - 12, "ratio (pairs)", kind="small")
     y = top + 4
     for metric in metrics:
         drawing.text(_LEFT - 14, y + len(reports) * _RATIO_ROW / 2 + 2, metric, "end")
