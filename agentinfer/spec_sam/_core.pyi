@@ -1,0 +1,145 @@
+"""
+The compiled suffix automaton. `agentinfer.spec_sam.reference` is its specification.
+"""
+
+from collections.abc import Sequence
+
+import numpy
+import numpy.typing
+
+
+class Match:
+    """
+    The last `length` tokens of a stream, found in the automaton's `state`.
+    """
+
+    @property
+    def state(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+    def __repr__(self) -> str: ...
+
+class Continuation:
+    """
+    A token that followed a state's strings `count` times, the latest time at position `latest_end`; `state` is where
+    it leads.
+    """
+
+    @property
+    def token(self) -> int: ...
+
+    @property
+    def state(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def latest_end(self) -> int: ...
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+    def __repr__(self) -> str: ...
+
+class StateInfo:
+    """
+    The strings of `shortest` to `longest` tokens that end at the same positions. `link` is the state of
+    the next shorter suffix (None for the root); `count` and `latest_end` are None where `shortest`
+    exceeds max_match + 1, and `latest_end` also before the first token.
+    """
+
+    @property
+    def shortest(self) -> int: ...
+
+    @property
+    def longest(self) -> int: ...
+
+    @property
+    def link(self) -> int | None: ...
+
+    @property
+    def count(self) -> int | None: ...
+
+    @property
+    def latest_end(self) -> int | None: ...
+
+class Automaton:
+    """
+    A suffix automaton that grows by tokens. Any thread may call any method; see the reference.
+    """
+
+    def __init__(self, max_match: int = 64) -> None: ...
+
+    @property
+    def max_match(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_documents(self) -> int: ...
+
+    @property
+    def num_states(self) -> int: ...
+
+    @property
+    def num_edges(self) -> int: ...
+
+    @property
+    def num_count_updates(self) -> int: ...
+
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]: ...
+
+    def extend(self, tokens: numpy.typing.NDArray[numpy.int32]) -> None: ...
+
+    def start_document(self) -> None: ...
+
+    def find(self, tokens: numpy.typing.NDArray[numpy.int32]) -> int | None: ...
+
+    def suffix_match(self) -> Match: ...
+
+    def info(self, state: int) -> StateInfo: ...
+
+    def continuations(self, state: int, limit: int) -> list[Continuation]: ...
+
+    def following(self, state: int, limit: int) -> numpy.typing.NDArray[numpy.int32]: ...
+
+    def memory_bytes(self) -> int: ...
+
+    def check_integrity(self) -> None: ...
+
+class Cursor:
+    """
+    Follows one stream through an automaton, which it keeps alive; see the reference.
+    """
+
+    def __init__(self, automaton: Automaton) -> None: ...
+
+    @property
+    def match(self) -> Match: ...
+
+    def advance(self, tokens: numpy.typing.NDArray[numpy.int32]) -> Match: ...
+
+    def rematch(self) -> Match: ...
+
+    def reset(self) -> None: ...
+
+def extend_batch(automata: Sequence[Automaton], tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64]) -> None:
+    """
+    Extends automata[i] by tokens[offsets[i]:offsets[i + 1]]. All arrays are checked before any automaton changes.
+    """
+
+def match_batch(cursors: Sequence[Cursor], tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64], states_out: numpy.typing.NDArray[numpy.int32], lengths_out: numpy.typing.NDArray[numpy.int32]) -> None:
+    """
+    Advances cursors[i] by tokens[offsets[i]:offsets[i + 1]] and writes its match into the caller's arrays.
+    """
+
+def peak_parallel_calls() -> int:
+    """
+    The most calls under way at once without the interpreter lock since this was last asked.
+    """

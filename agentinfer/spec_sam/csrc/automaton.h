@@ -1,0 +1,146 @@
+// An incremental suffix automaton over int32 tokens that counts occurrences exactly while it grows.
+//
+// Construction: Blumer et al., "The smallest automaton recognizing the subwords of a text", Theoretical Computer Science
+// 40 (1985), in the generalised form for several documents (Mohri, Moreno, Weinstein, "General suffix automaton
+// construction algorithm and space bounds", 2009, section 4): a document starts again at the root and follows the states
+// that are there already, so no string runs across a document's end. Amortised constant work and at most two states a token.
+//
+// Counts: a string occurs where a state below its own in the tree of suffix links ends, so exact counts need every
+// state on the link path of each new prefix to be raised. Those paths are as long as the text is periodic. We bound the
+// work instead of the accuracy: strings of up to `max_match` + 1 tokens are counted, and the walk starts at the state of
+// the document's suffix of that length. It visits at most max_match + 2 states, each count it keeps is exact after every
+// token, and there is no deferred recount that would stall a decoding step.
+//
+// Not thread-safe: callers order writers against readers. A Cursor or Match never dangles: states are never removed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "edge_store.h"
+#include "pod_vector.h"
+#include "token_log.h"
+
+namespace agentinfer::spec_sam {
+
+using StateId = std::int32_t;
+constexpr StateId kRoot = 0;
+constexpr StateId kNoState = -1;
+constexpr std::int32_t kSeparator = -1;  // between two documents in the token log; never a token
+
+// The `length` last tokens of a stream, found in the automaton; they belong to `state`. Length 0 is the root.
+struct Match {
+  StateId state = kRoot;
+  std::int32_t length = 0;
+};
+
+// A token that followed a state's strings: `count` times, the latest time at position `latest_end` of the token log.
+struct Continuation {
+  std::int32_t token;
+  StateId state;
+  std::uint32_t count;
+  std::int32_t latest_end;
+};
+
+// A state stands for the strings of `shortest` to `longest` tokens that end at the same set of positions.
+struct StateInfo {
+  std::int32_t shortest;
+  std::int32_t longest;
+  StateId link;             // the state of the next shorter suffix; kNoState for the root
+  bool is_counted;          // shortest <= max_match + 1; otherwise the next two are only lower bounds
+  std::uint32_t count;      // occurrences; for the root the number of tokens
+  std::int32_t latest_end;  // position in the token log of the last token of the latest occurrence; -1 if none
+};
+
+// CheckError unless all are token ids, that is, not negative.
+void check_tokens(const std::int32_t* tokens, std::size_t count);
+
+class Automaton {
+ public:
+  static constexpr std::int32_t kMaxTokens = 1 << 30;  // state ids are int32 and there are up to two states a token
+
+  explicit Automaton(std::int32_t max_match);
+
+  // Appends to the current document. The tokens and the room for them are checked first: after a CheckError nothing has
+  // changed. When memory runs out half-way (std::bad_alloc) the automaton must be dropped.
+  void extend(const std::int32_t* tokens, std::size_t count);
+  // Ends the current document: no string, match or continuation runs across. Does nothing on an empty document.
+  void start_document();
+
+  // `match`, followed by `token`: the longest suffix of both together that occurs, at most max_match tokens.
+  Match step(Match match, std::int32_t token) const;
+  // The longest suffix of the current document, at most max_match tokens, that also occurs before its end.
+  Match suffix_match() const;
+  // The state of a string, or kNoState if it does not occur.
+  StateId find(const std::int32_t* tokens, std::size_t count) const;
+
+  StateInfo info(StateId state) const;
+  // The `limit` most frequent continuations of a state, by count and then by recency, best first. Visits all its edges.
+  // CheckError where shortest > max_match, since such continuations are not counted.
+  std::vector<Continuation> continuations(StateId state, std::size_t limit) const;
+  // What followed the latest occurrence that was followed by anything: at most `limit` tokens, not past the document.
+  TokenSpan following(StateId state, std::size_t limit) const;
+
+  std::int32_t max_match() const { return max_match_; }
+  std::size_t num_tokens() const { return tokens_.size() - num_separators_; }
+  std::size_t num_documents() const { return num_separators_ + (document_length_ > 0 ? 1 : 0); }
+  std::size_t num_states() const { return states_.size(); }
+  std::size_t num_edges() const { return num_edges_; }
+  TokenSpan tokens() const { return tokens_.span(0, tokens_.size()); }
+  // What the arenas hold, their slack included.
+  std::size_t memory_bytes() const;
+  // Link-path states visited for counting so far: the cost that depends on how periodic the text is.
+  std::uint64_t num_count_updates() const { return num_count_updates_; }
+
+  // Recomputes every derived value from the tokens alone; InternalError names the broken rule and state. Linear time
+  // but for sorting; memory of some 30 bytes a state.
+  void check_integrity() const;
+
+ private:
+  // Most states have exactly one edge, so the first one lives here; a second one moves both to the edge store.
+  struct State {
+    std::int32_t longest;
+    StateId link;
+    std::uint32_t count;
+    std::int32_t latest_end;
+    std::int32_t edge_token;   // the only edge's token, or kNoEdge, or kManyEdges
+    std::int32_t edge_target;  // its target; with kManyEdges the block in the edge store
+  };
+  static_assert(sizeof(State) == 24, "the documented bytes per token count on it");
+  static constexpr std::int32_t kNoEdge = -1;
+  static constexpr std::int32_t kManyEdges = -2;
+
+  void append(std::int32_t token);
+  StateId extend_state(StateId last, std::int32_t token);
+  StateId clone_state(StateId original, std::int32_t longest);
+  void redirect(StateId from, std::int32_t token, StateId original, StateId clone);
+  StateId new_state(std::int32_t longest);
+
+  StateId target(StateId state, std::int32_t token) const;
+  void add_edge(StateId state, std::int32_t token, StateId target);
+  void set_target(StateId state, std::int32_t token, StateId target);
+  template <typename Visit>
+  void for_each_edge(StateId state, Visit&& visit) const;
+  Match settle(Match match) const;
+  void check_state(StateId state) const;
+
+  void check_links() const;
+  void check_edges() const;
+  void check_counts() const;
+
+  std::int32_t max_match_;
+  PodVector<State> states_;
+  EdgeStore edges_;
+  TokenLog tokens_;
+  std::size_t num_edges_ = 0;
+  std::size_t num_separators_ = 0;
+  std::uint64_t num_count_updates_ = 0;
+
+  StateId last_ = kRoot;               // the state of the whole current document
+  std::int32_t document_length_ = 0;
+  Match tail_;                         // its suffix of at most max_match + 1 tokens: where counting starts
+};
+
+}  // namespace agentinfer::spec_sam
