@@ -13,7 +13,7 @@ _HEAD = """\
 <!-- Made by `python -m agentinfer.config_docs`; a test compares. Change `agentinfer/config.py` instead. -->
 
 Every option can be given as a flag of `python -m agentinfer.launch_server`, as an environment variable, or as a key of
-the YAML file that `--config` names, among SGLang's own keys: the flag without its `--`. The first of these that is there
+the YAML file that `--config` names, among SGLang's own: the flag without its `--`. The first of these that is there
 wins, in this order; then the default. A value that cannot be taken stops the launcher with a message that names its
 source.
 

@@ -18,7 +18,7 @@ from agentinfer.runtime.arguments import (
     engine_options_given,
     split_command_line,
 )
-from agentinfer.runtime.proof import collect_proof, require_proofs
+from agentinfer.runtime.proof import collect_proof, plugin_obstacle, require_proofs
 from agentinfer.runtime.seams import CORE, Door, Seam, ledger
 from agentinfer.runtime.source_check import installed_sglang
 
@@ -133,6 +133,9 @@ def _serve(argv: list[str]) -> None:
     wants_help = any(word in ("-h", "--help") for word in argv)
     line = split_command_line([] if wants_help else argv, os.environ)
     config = line.resolved.config
+    obstacle = plugin_obstacle(os.environ) if config.enabled_features and not wants_help else None
+    if obstacle is not None:
+        raise SeamError(f"SGLang will not load our plugin: {obstacle}. Serve without it: {DISABLE_VARIABLE}=all")
     # In the environment before plugins are loaded, and for the child processes.
     os.environ[CONFIG_VARIABLE] = config.to_json()
     ledger().process = "launcher"

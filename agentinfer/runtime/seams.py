@@ -8,7 +8,6 @@ installed wheel's source; `proof` shows in each running process that the hooks t
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ _SEAM_MODULES = (
     "agentinfer.runtime.proof",
     "agentinfer.runtime.lifecycle",
     "agentinfer.runtime.launch",
+    "agentinfer.runtime.http",
     "agentinfer.runtime.requests",
     "agentinfer.runtime.forced",
     "agentinfer.runtime.cpu.hooks",
@@ -120,10 +120,7 @@ def hook(target: str, function: Callable[..., Any], kind: Kind) -> None:
 
 
 def _rows_of(module_name: str) -> tuple[Seam, ...]:
-    # TEMPORARY_GUARD
-    if importlib.util.find_spec(module_name) is None:
-        return ()
-    rows: tuple[Seam, ...] = getattr(importlib.import_module(module_name), "SEAMS", ())
+    rows: tuple[Seam, ...] = importlib.import_module(module_name).SEAMS
     return rows
 
 

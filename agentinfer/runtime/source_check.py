@@ -112,8 +112,8 @@ def _problems(row: Seam, tree: SourceTree) -> list[str]:
     problems = []
     target = tree.find(row.target)
     if target is None:
-        problems.append(f"{row.target} does not exist ({row.feature}: {row.reason})")
-    elif row.parameters is not None:
+        return [f"{row.target} does not exist ({row.feature}: {row.reason})"]
+    if row.parameters is not None:
         seen = parameter_names(target.node)
         if seen is None:
             problems.append(f"{row.target} cannot be called; expected parameters ({', '.join(row.parameters)})")
