@@ -42,6 +42,11 @@ def convert(source: Path, target: Path, *, dtype: str, chat_template: str, end_o
 def model_config(metadata: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The contents of config.json. Raises `ModelError` for an unknown architecture."""
     architecture = metadata["general.architecture"]
+    if architecture not in ("llama", "gemma3"):
+        raise ModelError(
+            f"architecture {architecture!r} is not one this converter knows (llama, gemma3); "
+            "serve a Hugging Face checkpoint of that model instead"
+        )
     own = {key.partition(".")[2]: value for key, value in metadata.items() if key.startswith(architecture + ".")}
     shared = {
         "hidden_size": own["embedding_length"],
@@ -55,7 +60,7 @@ def model_config(metadata: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
         "rope_theta": float(own["rope.freq_base"]),
         "rope_scaling": None,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": True,  # a file with an output matrix of its own is refused with that tensor's name
         "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
         "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
         "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
@@ -74,27 +79,22 @@ def model_config(metadata: Mapping[str, Any], dtype: str) -> dict[str, Any]:
             "mlp_bias": False,
             "head_dim": own["rope.dimension_count"],
         }
-    if architecture == "gemma3":
-        return shared | {
-            "architectures": ["Gemma3ForCausalLM"],
-            "model_type": "gemma3_text",
-            "hidden_activation": "gelu_pytorch_tanh",
-            "head_dim": own["attention.key_length"],
-            "query_pre_attn_scalar": own["attention.key_length"],
-            "rope_local_base_freq": _GEMMA3_LOCAL_ROPE_BASE,
-            "sliding_window": own["attention.sliding_window"],
-            "sliding_window_pattern": _GEMMA3_GLOBAL_EVERY,
-            "layer_types": [
-                "full_attention" if (layer + 1) % _GEMMA3_GLOBAL_EVERY == 0 else "sliding_attention"
-                for layer in range(own["block_count"])
-            ],
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-        }
-    raise ModelError(
-        f"architecture {architecture!r} is not one this converter knows (llama, gemma3); "
-        "serve a Hugging Face checkpoint of that model instead"
-    )
+    return shared | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": own["attention.key_length"],
+        "query_pre_attn_scalar": own["attention.key_length"],
+        "rope_local_base_freq": _GEMMA3_LOCAL_ROPE_BASE,
+        "sliding_window": own["attention.sliding_window"],
+        "sliding_window_pattern": _GEMMA3_GLOBAL_EVERY,
+        "layer_types": [
+            "full_attention" if (layer + 1) % _GEMMA3_GLOBAL_EVERY == 0 else "sliding_attention"
+            for layer in range(own["block_count"])
+        ],
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    }
 
 
 def generation_config(metadata: Mapping[str, Any], end_of_turn: str | None) -> dict[str, Any]:

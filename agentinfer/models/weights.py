@@ -41,7 +41,7 @@ _LAYER_PARTS = {
         "post_ffw_norm": "post_feedforward_layernorm",
     },
 }
-_TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 def write_weights(source: GgufFile, path: Path, dtype: str) -> None:
