@@ -95,7 +95,7 @@ class Replay:
         self._observer = observer
         self._sleep = sleep
         self._began_s = clock.monotonic_s()
-        self._num_started = 0
+        self._wire_ids: dict[str, str] = {}
 
     async def run(self, sessions: Sequence[Session], is_warmup: bool = False) -> list[SessionResult]:
         """Results in the order of `sessions`. A new session starts as soon as a live one ends."""
@@ -136,11 +136,15 @@ class Replay:
 
     def _wire_id(self, session: Session) -> str:
         """Unique in this run and over runs, printable, safe in a URL path, within the server's 256 characters."""
-        self._num_started += 1
-        return f"{re.sub('[^A-Za-z0-9_.-]', '_', session.id)[:200]}.{self._num_started}@{self._run_id}"
+        readable = re.sub("[^A-Za-z0-9_.-]", "_", session.id)[:200]
+        wire_id = f"{readable}.{len(self._wire_ids)}@{self._run_id}"
+        self._wire_ids[session.id] = wire_id
+        return wire_id
 
     async def _turn(self, session: Session, turn: Turn, wire_id: str) -> TurnResult:
-        body = request_body(session, turn, wire_id, self._request)
+        # A sub-agent's session is played like any other; its parent is named once that one has begun.
+        parent_wire_id = self._wire_ids.get(session.parent) if session.parent is not None else None
+        body = request_body(session, turn, wire_id, self._request, parent_wire_id)
         started_s = self._now_s()
         exchange = await self._client.send(body)
         as_recorded = is_as_recorded(turn, exchange) if self._request.forced and not exchange.error else None

@@ -37,8 +37,10 @@ def reply_text(reply: Mapping[str, Any]) -> str:
     return "\n".join([part for part in (text_of(reply),) if part] + blocks)
 
 
-def request_body(session: Session, turn: Turn, wire_id: str, options: RequestOptions) -> dict[str, Any]:
-    """A streaming chat completion request. `wire_id` is the session's id on the server, unique to this replay."""
+def request_body(
+    session: Session, turn: Turn, wire_id: str, options: RequestOptions, parent_wire_id: str | None = None
+) -> dict[str, Any]:
+    """A streaming chat completion request. Wire ids are the sessions' ids on the server, unique to this replay."""
     body: dict[str, Any] = {
         "model": options.model,
         "messages": list(turn.prompt),
@@ -53,6 +55,8 @@ def request_body(session: Session, turn: Turn, wire_id: str, options: RequestOpt
     hints: dict[str, Any] = {}
     if options.send_hints:
         hints = {"session": wire_id, "turn": turn.index, "last": turn is session.turns[-1]}
+        if parent_wire_id is not None:
+            hints["parent"] = parent_wire_id
         if turn.tools:
             hints["tool"] = turn.tools[0][:128]
     if options.forced:

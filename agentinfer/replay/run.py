@@ -69,15 +69,18 @@ async def replay(
     """
     clock = clock or SystemClock()
     chosen = choose(trace, options)
-    # No limit of our own on connections: it would be an invisible queue in front of the server's.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+    # No limit of our own on connections: it would be an invisible queue in front of the server's. Idle ones are let go
+    # before uvicorn drops them (5 s), or a turn after a long tool would now and then be sent into a closed one.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
+    async with aiohttp.ClientSession(connector=connector) as http:
         server = await server_side.inspect(http, options.url, options.model)
         source = provenance.describe(trace, server, options.loop.seed, command, clock)
         counter = TokenCounter(http, options.url, server.model)
         limits = options.limits
         if limits.context_tokens is None:
             limits = replace(limits, context_tokens=server.context_tokens)
-        fitted = [await fit(session, limits, counter) for session in chosen]
+        reply_tokens = None if options.forced else options.max_tokens
+        fitted = [await fit(session, limits, counter, reply_tokens) for session in chosen]
         sessions = [f.session for f in fitted]
         if options.flush_cache:
             await server_side.flush_cache(http, options.url)

@@ -54,8 +54,9 @@ async def inspect(http: aiohttp.ClientSession, url: str, model: str | None) -> S
     name = model or next(iter(cards))
     info = await get_json(http, url + "/server_info") or await get_json(http, url + "/get_server_info") or {}
     settings = {key: info[key] for key in _SETTINGS if info.get(key) is not None}
-    context = cards[name].get("max_model_len")
-    return Server(url, name, context if isinstance(context, int) else None, settings)
+    # A KV pool smaller than the model's window bounds a request as well.
+    bounds = [n for n in (cards[name].get("max_model_len"), info.get("max_total_num_tokens")) if isinstance(n, int)]
+    return Server(url, name, min(bounds, default=None), settings)
 
 
 async def flush_cache(http: aiohttp.ClientSession, url: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from agentinfer.errors import TraceError
 
 Message = dict[str, Any]
@@ -157,8 +159,8 @@ def _object_text(arguments: str | None) -> str:
     if not arguments:
         return "{}"
     try:
-        parsed = json.loads(arguments)
-    except ValueError:
+        parsed = orjson.loads(arguments)  # the parser that SGLang reads them with
+    except orjson.JSONDecodeError:
         parsed = None
     return arguments if isinstance(parsed, dict) else json.dumps({"unparsed": arguments}, ensure_ascii=False)
 

@@ -5,7 +5,6 @@ Dropping from the middle would change what later prompts share with earlier ones
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -35,8 +34,11 @@ class Fitted:
     clipped_messages: int
 
 
-async def fit(session: Session, limits: Limits, counter: TokenCounter) -> Fitted:
-    """Apply all limits. Raises TraceError when not even the first turn fits, naming the limits to change."""
+async def fit(session: Session, limits: Limits, counter: TokenCounter, reply_tokens: int | None = None) -> Fitted:
+    """Apply all limits, with room for a reply of `reply_tokens`, or for the recorded one where that is None.
+
+    Raises TraceError when not even the first turn fits, naming the limits to change.
+    """
     recorded_turns = len(session.turns)
     clipped = 0
     if limits.turns is not None:
@@ -44,7 +46,7 @@ async def fit(session: Session, limits: Limits, counter: TokenCounter) -> Fitted
     if limits.message_tokens is not None:
         session, clipped = await _clip(session, limits.message_tokens, counter)
     if limits.context_tokens is not None:
-        turns = await _fitting_turns(session, limits.context_tokens, counter)
+        turns = await _fitting_turns(session, limits.context_tokens, counter, reply_tokens)
         if turns == 0:
             raise TraceError(
                 f"session {session.id}: its first turn does not fit into {limits.context_tokens} tokens; raise "
@@ -54,31 +56,30 @@ async def fit(session: Session, limits: Limits, counter: TokenCounter) -> Fitted
     return Fitted(session, recorded_turns - len(session.turns), clipped)
 
 
-async def _fitting_turns(session: Session, budget: int, counter: TokenCounter) -> int:
+async def _fitting_turns(session: Session, budget: int, counter: TokenCounter, reply_tokens: int | None) -> int:
     messages = list(session.messages)
-    counts = await counter.count_messages(messages)
-    totals = [0, *accumulate(counts)]
+    totals = [0, *accumulate(await counter.count_messages(messages))]
     tools = counter.estimate_tools(session.tool_schemas)
+
+    async def room(turn: Turn) -> int:
+        return (await counter.count_messages([turn.reply]))[0] if reply_tokens is None else reply_tokens
+
     kept = 0
     for turn in session.turns:
         # Turns of a trace that rewinds are no prefix of the whole conversation: count theirs one by one.
         is_prefix = len(turn.prompt) < len(messages) and messages[len(turn.prompt)] is turn.reply
-        needed = totals[len(turn.prompt) + 1] if is_prefix else sum(await counter.count_messages(_said(turn)))
-        if needed + tools > budget:
+        prompt = totals[len(turn.prompt)] if is_prefix else sum(await counter.count_messages(turn.prompt))
+        if prompt + tools + await room(turn) > budget:
             break
         kept += 1
     # The sum is above or below the template's true rendering by a few tokens a message: settle the end exactly.
     while kept:
         turn = session.turns[kept - 1]
         exact = await counter.count_chat(turn.prompt, session.tool_schemas)
-        if exact is None or exact + (await counter.count_messages([turn.reply]))[0] <= budget:
+        if exact is None or exact + await room(turn) <= budget:
             break
         kept -= 1
     return kept
-
-
-def _said(turn: Turn) -> Sequence[Message]:
-    return (*turn.prompt, turn.reply)
 
 
 async def _clip(session: Session, limit: int, counter: TokenCounter) -> tuple[Session, int]:

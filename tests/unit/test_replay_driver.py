@@ -297,6 +297,29 @@ def test_the_servers_own_window_is_the_default_limit() -> None:
     assert done.result["fitting"]["sessions_cut"] == 1
 
 
+def test_room_is_kept_for_a_free_reply() -> None:
+    def turns(**options: Any) -> int:
+        done = run(FakeServer(), [a_session("s", 12, words_each=60)], limits=Limits(context_tokens=700), **options)
+        turns = done.result["turns"]
+        assert isinstance(turns, int)
+        return turns
+
+    assert turns(forced=False, max_tokens=400) < turns(forced=True)
+    assert turns(forced=False, max_tokens=1) >= turns(forced=True)
+
+
+def test_a_sub_agents_requests_name_the_parent_by_its_id_on_the_wire() -> None:
+    fake = FakeServer()
+    run(
+        fake,
+        [a_session("top", 1), replace(a_session("sub", 2), parent="top"), replace(a_session("orphan", 1), parent="x")],
+    )
+    top, *subs, orphan = (body["agentinfer"] for body in fake.bodies)
+    assert [sub["parent"] for sub in subs] == [top["session"]] * 2
+    assert "parent" not in top
+    assert "parent" not in orphan
+
+
 def test_a_first_turn_that_cannot_fit_names_the_limits() -> None:
     with pytest.raises(TraceError, match=r"--max-context.*--max-message-tokens"):
         run(FakeServer(), [a_session("s", 2)], limits=Limits(context_tokens=5))
