@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 # Of the memory that is free before the weights are loaded. Upstream's default is 70% or more, which on a machine that
 # is also the client's, or runs a second engine, leaves nothing.
 KV_SHARE_OF_FREE_MEMORY = 0.25
-# A decode step of eight rows takes 1.6 times that of one, and more rows gain little: room for eight requests at half the
-# context each. The whole cache is touched at start-up, at about a second for 0.3 GB on a small machine.
+# A decode step of eight rows takes 1.6 times that of one, and more rows gain little: room for eight requests at half
+# the context each. The whole cache is touched at start-up, at about a second for 0.3 GB on a small machine.
 USEFUL_FULL_CONTEXTS = 4
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -36,7 +36,7 @@ class AgentCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
         for name, value in chosen.items():
             setattr(server_args, name, value)
         if chosen:
-            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+            flags = " ".join(_as_flag(name, value) for name, value in chosen.items())
             logger.info("CPU engine (no accelerator found); flags left unset become: %s", flags)
 
 
@@ -111,6 +111,11 @@ class _Given:
         raw = getattr(self.server_args, "_raw_input", None) or {}
         value = raw[name] if name in raw else getattr(self.server_args, name)
         return value is None or value is False
+
+
+def _as_flag(name: str, value: object) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
 
 
 def _model_config(server_args: Any) -> Any | None:

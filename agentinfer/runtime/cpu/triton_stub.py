@@ -110,4 +110,4 @@ def _cdiv(numerator: int, denominator: int) -> int:
 
 
 def _next_power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length() if number > 0 else 1
+    return 1 << (number - 1).bit_length() if number > 0 else 0
