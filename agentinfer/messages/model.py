@@ -8,6 +8,7 @@ beside the text, cache markers, and null fields.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,16 +47,15 @@ class Message:
     @cached_property
     def digest(self) -> bytes:
         """16 bytes that are equal exactly when two messages say the same (see the module's first lines)."""
-        hasher = blake2b(digest_size=DIGEST_BYTES)
-        _update(hasher, self.role.encode("utf-8", "surrogatepass"))
-        _update(hasher, self.text.encode("utf-8", "surrogatepass"))
-        _update(hasher, (self.tool_call_id or "").encode("utf-8", "surrogatepass"))
+        texts = [self.role, self.text, self.tool_call_id or ""]
         for call in self.tool_calls:
-            _update(hasher, (call.id or "").encode("utf-8", "surrogatepass"))
-            _update(hasher, call.name.encode("utf-8", "surrogatepass"))
-            _update(hasher, call.arguments_text.encode("utf-8", "surrogatepass"))
-        for attachment in self.attachments:
-            _update(hasher, attachment)
+            texts += (call.id or "", call.name, call.arguments_text)
+        parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+        parts += self.attachments
+        # The lengths go first, so that no two different sequences of parts feed the same bytes.
+        hasher = blake2b(array("q", (len(self.tool_calls), *map(len, parts))), digest_size=DIGEST_BYTES)
+        for part in parts:
+            hasher.update(part)
         return hasher.digest()
 
     @cached_property
@@ -108,12 +108,6 @@ def canonical_digest(value: object) -> bytes:
     except (TypeError, ValueError, RecursionError):
         text = repr(value).encode("utf-8", "surrogatepass")
     return blake2b(text, digest_size=DIGEST_BYTES).digest()
-
-
-def _update(hasher: Any, part: bytes) -> None:
-    # The length goes first, so that no two different sequences of parts feed the same bytes.
-    hasher.update(len(part).to_bytes(8, "little"))
-    hasher.update(part)
 
 
 def _attached_chars(value: object) -> int:
