@@ -87,6 +87,7 @@ def serve(argv: Sequence[str]) -> int:
 
     Must be called under ``if __name__ == "__main__":``: the engine's processes are spawned and import the main module.
     """
+    status, error = 0, None
     try:
         if installed_sglang() is None:
             raise SeamError(
@@ -94,16 +95,19 @@ def serve(argv: Sequence[str]) -> int:
                 "files requirements/engine-cpu.txt and, with --no-deps, requirements/engine-nodeps.txt (make setup)"
             )
         _serve(list(argv))
-    except AgentInferError as error:
-        _say(f"error: {error}")
-        return EXIT_SEAM if isinstance(error, SeamError) else EXIT_REFUSED
-    except Exception as error:
+    except SeamError as raised:
+        status, error = EXIT_SEAM, str(raised)
+    except AgentInferError as raised:
+        status, error = EXIT_REFUSED, str(raised)
+    except Exception as raised:
         traceback.print_exc()
-        _say(f"error: the server failed: {type(error).__name__}: {error}")
-        return EXIT_FAILED
+        status, error = EXIT_FAILED, f"the server failed: {type(raised).__name__}: {raised}"
     finally:
         _kill_children()
-    return 0
+    if error is not None:
+        # After everything else has had its say: the last line of the log is the one to read.
+        _say(f"error: {error}")
+    return status
 
 
 def refuse_bypassed_http(server_args: Any, is_rust_server: bool, config: AgentInferConfig) -> None:
