@@ -59,6 +59,8 @@ def summarise(results: Sequence[SessionResult], has_cache_report: bool | None) -
             sum(cached[id(t)] for t in later), sum(t.exchange.prompt_tokens or 0 for t in later)
         ),
         "cached_tokens_source": source,
+        # A server keeps only the last turns of a session: a sum over a part must not pass for the whole.
+        "cached_tokens_turns": len(cached),
         "prompt_tokens": sum(t.exchange.prompt_tokens or 0 for t in turns),
         "output_tokens": output_tokens,
         "tool_gap_s": sum(t.gap_s for t in turns),

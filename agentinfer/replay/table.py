@@ -36,8 +36,11 @@ def result_table(result: Mapping[str, Any]) -> str:
         else:
             rows.append((label, figure(value) + (f" {unit}" if unit and value is not None else "")))
     text = render(("", "measured"), rows)
-    if result.get("prompt_tokens_cached") is None:
-        text += f"\ncached tokens: {result.get('cached_tokens_source')}"
+    known, answered = result["cached_tokens_turns"], result["turns"] - result["errors"]
+    if known == 0:
+        text += f"\ncached tokens: {result['cached_tokens_source']}"
+    elif known < answered:
+        text += f"\ncached tokens: known of {known} of {answered} turns only ({result['cached_tokens_source']})"
     kinds = result.get("errors_by_kind")
     if kinds:
         text += "\nerrors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))

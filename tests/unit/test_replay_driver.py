@@ -12,7 +12,7 @@ import pytest
 
 from agentinfer.clock import ManualClock
 from agentinfer.errors import AgentInferError, TraceError
-from agentinfer.replay import ReplayRun, RunOptions, Session, Trace, replay
+from agentinfer.replay import ReplayRun, RunOptions, Session, Trace, replay, table
 from agentinfer.replay.client import Exchange
 from agentinfer.replay.driver import LoopOptions, Replay, SessionResult, is_as_recorded
 from agentinfer.replay.render import RequestOptions
@@ -277,6 +277,13 @@ def test_cached_tokens_and_queue_times_come_from_the_session_route_too() -> None
     done = run(FakeServer(reports_cache=False, server_turns={"s": turns}), [a_session("s", 3)])
     assert (done.result["prompt_tokens_cached"], done.result["cached_tokens_source"]) == (15, "/agentinfer/sessions")
     assert done.sessions[0].turns[2].server == {"cached_tokens": 10, "queue_s": 0.25}
+
+
+def test_cached_tokens_of_a_part_of_the_turns_say_so() -> None:
+    told = {"s": [{"turn": 2, "cached_tokens": 7}]}
+    result = run(FakeServer(reports_cache=False, server_turns=told), [a_session("s", 3)]).result
+    assert (result["prompt_tokens_cached"], result["cached_tokens_turns"], result["turns"]) == (7, 1, 3)
+    assert "cached tokens: known of 1 of 3 turns" in table.result_table(result)
 
 
 @pytest.mark.parametrize("tokenizes", [True, False], ids=["tokenize route", "estimate"])
