@@ -227,9 +227,8 @@ class Automaton:
         self._document_length += 1
         self._last = self._extend_state(self._last, token)
 
-        tail = self._settle(self._tail)
-        next_state = self._edges[tail.state][token]
-        self._tail = self._settle(Match(next_state, min(tail.length + 1, self.max_match + 1)))
+        next_state = self._edges[self._tail.state][token]
+        self._tail = self._settle(Match(next_state, min(self._tail.length + 1, self.max_match + 1)))
         state: int | None = self._tail.state
         while state is not None:
             self._count[state] += 1

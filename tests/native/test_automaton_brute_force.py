@@ -120,16 +120,17 @@ def test_rematch_finds_what_the_automaton_learnt_since(implementation: Any, int3
     assert (cursor.match.state, cursor.match.length) == (0, 0)
 
 
-def test_match_survives_the_split_of_its_state(implementation: Any, int32s: Any) -> None:
-    """Forces the clone branch between two steps of a cursor: "bc" leaves the state it shared with "abc"."""
+@pytest.mark.parametrize("known", [[2, 3], [3]], ids=["the longest of the clone", "a shorter one"])
+def test_match_survives_the_split_of_its_state(implementation: Any, int32s: Any, known: list[int]) -> None:
+    """Forces the clone branch between two steps of a cursor: 2 3 and 3 leave the state they shared with 1 2 3."""
     automaton = implementation.Automaton()
     automaton.extend(int32s([1, 2, 3, 4]))
     cursor = implementation.Cursor(automaton)
-    before = cursor.advance(int32s([2, 3]))
+    before = cursor.advance(int32s(known))
     automaton.extend(int32s([2, 3, 5]))
-    assert automaton.find(int32s([2, 3])) != before.state
+    assert automaton.find(int32s(known)) != before.state
     after = cursor.advance(int32s([5]))
-    assert (after.state, after.length) == (automaton.find(int32s([2, 3, 5])), 3)
+    assert (after.state, after.length) == (automaton.find(int32s([*known, 5])), len(known) + 1)
 
 
 def test_views_stay_readable_while_the_text_grows(implementation: Any, int32s: Any) -> None:

@@ -122,12 +122,12 @@ void Automaton::append(std::int32_t token) {
   const StateId old_last = last_;
   last_ = extend_state(old_last, token);
 
-  // The tail is a suffix of the document, so its transition exists. Where the tail is the whole document's state, so
-  // is the next one, and the lookup is saved: that is every token of text that was not seen before.
-  const Match tail = settle(tail_);
-  const StateId next = tail.state == old_last ? last_ : target(tail.state, token);
-  AGENTINFER_ICHECK(next != kNoState, "the document's suffix of ", tail.length, " tokens has no edge for token ", token);
-  tail_ = settle(Match{next, std::min(tail.length + 1, max_match_ + 1)});
+  // Strings of one state end at the same positions, so all those of the tail's state end the document, and its edge for
+  // this token exists even where the state was just split; `settle` then finds the right part. Where the tail is in the
+  // whole document's state, so is the next one, and the lookup is saved: that is every token of text not seen before.
+  const StateId next = tail_.state == old_last ? last_ : target(tail_.state, token);
+  AGENTINFER_ICHECK(next != kNoState, "the document's suffix of ", tail_.length, " tokens has no edge for token ", token);
+  tail_ = settle(Match{next, std::min(tail_.length + 1, max_match_ + 1)});
 
   for (StateId state = tail_.state; state != kNoState; state = states_[state].link) {
     State& record = states_[state];
@@ -333,10 +333,9 @@ void Automaton::check_counts() const {
                     "rule document: the current document ends in state ", last_, " after ", document_length_,
                     " tokens; the text says state ", whole.state, " after ", whole.length);
   const Match tail = settle(Match{last_, std::min(document_length_, max_match_ + 1)});
-  const Match kept = settle(tail_);
-  AGENTINFER_ICHECK(kept.state == tail.state && kept.length == tail.length, "rule tail: the current document's suffix of ",
-                    tail.length, " tokens is in state ", tail.state, "; kept are ", kept.length, " tokens in state ",
-                    kept.state);
+  AGENTINFER_ICHECK(tail_.state == tail.state && tail_.length == tail.length, "rule tail: the document's suffix of ",
+                    tail.length, " tokens is in state ", tail.state, "; kept are ", tail_.length, " tokens in state ",
+                    tail_.state);
 
   std::vector<StateId> by_length(states_.size());
   for (std::size_t state = 0; state < states_.size(); ++state) by_length[state] = static_cast<StateId>(state);
