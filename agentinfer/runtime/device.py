@@ -81,5 +81,8 @@ def _platform(kind: str) -> str:
         return f"SGLang's own ({kind})"
     from agentinfer.runtime.cpu.activate import reason_to_stay_off
 
-    obstacle = reason_to_stay_off(os.environ)
+    try:
+        obstacle = reason_to_stay_off(os.environ)
+    except ImportError as error:
+        return f"none: {error}"
     return "agentinfer's engine without a GPU" if obstacle is None else f"SGLang's own, since {obstacle}"

@@ -99,7 +99,7 @@ def device_findings(device: Device) -> Iterator[Finding]:
     yield Finding("device", "ok", device.summary)
     yield Finding("platform", "ok", device.platform)
     if device.kind == "cpu" and "avx512f" not in device.cpu_flags:
-        yield Finding("processor", "warning", "no AVX-512", "expect a slow engine: a few tokens a second")
+        yield Finding("processor", "warning", "no AVX-512", "expect the engine to be slower than the README says")
     threads = device.omp_threads
     if device.kind == "cpu" and threads is not None and threads > device.cores:
         advice = f"set OMP_NUM_THREADS to {device.cores} or less: threads that wait for a core stall every operation"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import json
@@ -9,6 +10,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,11 +213,21 @@ def test_plugin_obstacle_is_known_before_sglang_is_imported(environ: dict[str, s
     assert (obstacle is None) if said is None else (said in str(obstacle))
 
 
+@pytest.fixture
+def stock_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one upstream constant that `take_proofs` reads, with the value of the wheel, without importing the engine."""
+    name = "sglang.srt.managers.data_parallel_controller"
+    found = SourceTree.installed().find(f"{name}.SCHEDULER_PIDS_ARG")  # type: ignore[union-attr]
+    assert isinstance(found.node, ast.Assign)  # type: ignore[union-attr]
+    value = ast.literal_eval(found.node.value)  # type: ignore[union-attr]
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(SCHEDULER_PIDS_ARG=value))  # type: ignore[arg-type]
+
+
 def good_proof(pid: int = 7) -> Proof:
     return Proof("scheduler", pid, hooked_targets("scheduler", ALL_ON), ())
 
 
-def test_scheduler_without_a_proof_stops_the_server() -> None:
+def test_scheduler_without_a_proof_stops_the_server(stock_names: None) -> None:
     infos = [{"status": "ready", "agentinfer_proof": good_proof().to_wire()}, {"status": "ready"}]
     with pytest.raises(SeamError, match="reported no proof"):
         require_proofs(take_proofs(infos, folder=None), "scheduler", ALL_ON)  # type: ignore[arg-type]
@@ -226,13 +238,13 @@ def test_no_scheduler_at_all_is_no_proof() -> None:
         require_proofs([], "scheduler", ALL_ON)
 
 
-def test_proofs_are_taken_out_of_what_clients_are_shown() -> None:
+def test_proofs_are_taken_out_of_what_clients_are_shown(stock_names: None) -> None:
     infos = [{"status": "ready", "agentinfer_proof": good_proof().to_wire()}]
     assert take_proofs(infos, folder=None) == [good_proof()]  # type: ignore[arg-type]
     assert infos == [{"status": "ready"}]
 
 
-def test_schedulers_behind_a_data_parallel_controller_prove_themselves_by_files(tmp_path) -> None:
+def test_schedulers_behind_a_data_parallel_controller_prove_themselves_by_files(tmp_path, stock_names) -> None:
     (tmp_path / "7.json").write_text(json.dumps(good_proof().to_wire()))
     proofs = take_proofs([{"status": "ready", "scheduler_pids": [7, 8]}], tmp_path)
     assert proofs[0] == good_proof()

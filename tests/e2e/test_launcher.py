@@ -1,0 +1,86 @@
+"""The launcher with real processes: its ready line, the proof it demands of schedulers, its exit statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.live_server import COMMON_FLAGS, SMALL_MACHINE, LiveServer, free_port
+
+pytestmark = pytest.mark.e2e
+
+# Our launcher, but its child processes are told to load other plugins only: what a scheduler without us looks like.
+WITHOUT_US_IN_CHILDREN = """
+import os, sys
+from agentinfer.runtime import launch
+run = launch._run
+def run_without_us(*args):
+    os.environ["SGLANG_PLUGINS"] = "somebody_else"
+    run(*args)
+launch._run = run_without_us
+sys.exit(launch.serve(sys.argv[1:]))
+"""
+
+
+def run(*command: str) -> tuple[int, list[str]]:
+    """Exit status and lines of a launcher that is expected to end by itself."""
+    done = subprocess.run(
+        [sys.executable, *command, *COMMON_FLAGS, "--port", str(free_port())],
+        env={**os.environ, **SMALL_MACHINE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=180,
+        check=False,
+    )
+    return done.returncode, done.stdout.strip().splitlines()
+
+
+def test_ready_line_gives_url_model_device_and_features(server: LiveServer) -> None:
+    lines = [line for line in server.log.read_text().splitlines() if line.startswith("agentinfer")]
+    assert "agentinfer: no --model-path was given: serving the embedded model smollm2-135m" in lines
+    ready = [line for line in lines if line.startswith("agentinfer ready: ")]
+    assert len(ready) == 1
+    assert ready[0].startswith(f"agentinfer ready: {server.url}  model smollm2-135m  device ")
+    assert ready[0].endswith("  features sessions,record,forced_replay")
+
+
+def test_proofs_are_not_shown_to_clients(server: LiveServer) -> None:
+    assert "proof" not in str(server.get("/server_info"))
+
+
+def test_scheduler_without_our_plugin_stops_the_launcher(tmp_path) -> None:
+    status, lines = run("-c", WITHOUT_US_IN_CHILDREN)
+    assert status == 3, "\n".join(lines[-20:])
+    message = "\n".join(lines[-4:])
+    assert "agentinfer: error: SGLang is not extended as configured, so nothing is served." in message
+    assert "reported no proof: our plugin did not run there" in message
+    assert "AGENTINFER_DISABLE=all" in message
+    assert not any("ready" in line for line in lines if line.startswith("agentinfer"))
+
+
+def test_model_that_is_not_there_ends_the_launcher_with_its_name(tmp_path) -> None:
+    status, lines = run("-m", "agentinfer.launch_server", "--model-path", str(tmp_path / "gone"))
+    assert status == 1
+    assert lines[-1].startswith("agentinfer: error: the server failed: ")
+    assert "gone" in lines[-1]
+
+
+def test_schedulers_behind_a_data_parallel_controller_are_proved(launch: Callable[..., LiveServer]) -> None:
+    live = launch("--dp-size", "2")
+    assert live.chat([{"role": "user", "content": "Hello"}])["choices"]
+    assert "agentinfer ready: " in live.log.read_text()
+
+
+def test_terminating_the_launcher_is_no_failure(launch: Callable[..., LiveServer]) -> None:
+    live = launch()
+    assert live.process is not None
+    os.kill(live.process.pid, signal.SIGTERM)
+    assert live.process.wait(60) == 0
+    assert "agentinfer: error" not in live.log.read_text()
