@@ -174,7 +174,7 @@ def _prompt_change(previous: TurnSnapshot, conversation: Conversation) -> _Chang
     if not now.text.startswith(before.text):
         return _Change(Cause.MESSAGE_EDITED, 0, before, now)
     said = previous.reply.text
-    continued = Message(before.role, said if said.startswith(before.text) else before.text + said)
+    continued = Message(before.role, said if conversation.echo else before.text + said)
     if not now.text.startswith(continued.text) and len(now.text) > len(before.text):
         return _Change(Cause.REPLY_EDITED, 0, continued, now)
     return None

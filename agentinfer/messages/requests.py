@@ -32,8 +32,8 @@ class Conversation:
     """What one generation request says.
 
     `prompt` holds the bytes of a text or token prompt (completions and /generate), None for APIs with messages; two
-    prompts compare by `prompt` only when they have the same `prompt_kind`. With `previous_response_id` set, `messages`
-    are only those after that response; the server holds the rest.
+    prompts compare by `prompt` only when they have the same `prompt_kind`, and with `echo` the answer repeats it. With
+    `previous_response_id` set, `messages` are only those after that response; the server holds the rest.
     """
 
     api: Api
@@ -43,6 +43,7 @@ class Conversation:
     previous_response_id: str | None = None
     prompt: bytes | None = field(default=None, repr=False)
     prompt_kind: Literal["text", "token_ids"] | None = None
+    echo: bool = False
     tools: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
     @staticmethod
@@ -90,7 +91,8 @@ def _prompt_conversation(api: Api, body: Mapping[str, Any], prompt: object) -> C
     model = optional_text(body.get("model"))
     if isinstance(prompt, str):
         message = Message(role="user", text=prompt)
-        return Conversation(api, (message,), model=model, prompt=utf8(prompt), prompt_kind="text")
+        echo = api == "completions" and body.get("echo") is True
+        return Conversation(api, (message,), model=model, prompt=utf8(prompt), prompt_kind="text", echo=echo)
     if not isinstance(prompt, list) or not prompt:
         return None
     packed = token_bytes(prompt)

@@ -129,8 +129,7 @@ def _continued(conversation: Conversation, reply: Reply) -> bytes:
     assert prompt is not None
     if conversation.prompt_kind == "token_ids":
         return prompt + (token_bytes(reply.token_ids or ()) or b"")
-    said = utf8(reply.text)
-    return said if said.startswith(prompt) else prompt + said  # with `echo` the answer repeats the prompt
+    return utf8(reply.text) if conversation.echo else prompt + utf8(reply.text)
 
 
 _EARLIER: Final = {Point.REPLIED: Point.EARLIER, Point.RESPONSE: Point.EARLIER_RESPONSE}

@@ -4,10 +4,10 @@ From the strongest evidence to the weakest; the first that holds decides:
 
 1. ``previous_response_id`` names one of our responses.
 2. The request extends, up to its last assistant message, what a session asked and we replied.
-3. The same, but the client rewrote our reply: what was asked is extended by some other assistant message.
-4. The last assistant message is our reply and so is the message before it, but something earlier was edited (a clock in
-   the system prompt, old tool results cut); or it repeats one of our tool calls, id included.
-5. As 2 and 3 for an earlier assistant message: a rewind, or messages that others wrote.
+3. The last assistant message is our reply and the one before it is what was asked last, but something earlier was
+   edited (a clock in the system prompt, old tool results cut); or it repeats one of our tool calls, id included.
+4. The client rewrote our reply: what a session asked is extended by some other assistant message.
+5. As 2 and 4 for an earlier assistant message: a rewind, or messages that others wrote.
 6. It repeats a request that failed or whose client went away.
 7. A user message carries text that a session waiting for its tool passed to that tool: a sub-agent, so a child.
 
@@ -102,8 +102,10 @@ def _by_messages(
         return None
     replies = [position for position in range(1, len(messages)) if messages[position].role == "assistant"]
     if replies:
-        found = _at_reply(index, candidate, conversation, replies[-1]) or _joint(
-            index, candidate, messages, replies[-1]
+        found = (
+            _exact(index, candidate, chain[replies[-1]])
+            or _joint(index, candidate, messages, replies[-1])
+            or _rewritten(index, candidate, conversation, replies[-1])
         )
         if found is not None:
             return found
@@ -111,25 +113,27 @@ def _by_messages(
     if retried is not None:
         return retried
     for position in reversed(replies[:-1]):
-        found = _at_reply(index, candidate, conversation, position)
+        found = _exact(index, candidate, chain[position]) or _rewritten(index, candidate, conversation, position)
         if found is not None:
             return found
     return None
 
 
-def _at_reply(
+def _exact(index: ContentIndex, candidate: Callable[[str], Candidate], link: bytes) -> Match | None:
+    """Sessions that stand, or stood, just after the messages up to `link`."""
+    return _latest(index.find(Point.REPLIED, link), candidate, "reply") or _earlier(
+        index.find(Point.EARLIER, link), candidate
+    )
+
+
+def _rewritten(
     index: ContentIndex, candidate: Callable[[str], Candidate], conversation: Conversation, position: int
 ) -> Match | None:
-    """Sessions standing just after, or just before, the assistant message at `position`."""
-    chain, message = conversation.chain, conversation.messages[position]
-    asked = sorted(
-        index.find(Point.ASKED, chain[position - 1]), key=lambda session: -_likeness(candidate(session), message)
-    )
-    return (
-        _latest(index.find(Point.REPLIED, chain[position]), candidate, "reply")
-        or _earlier(index.find(Point.EARLIER, chain[position]), candidate)
-        or _latest(asked, candidate, "edited_reply")
-    )
+    """Sessions that asked what stands before the assistant message at `position`; the one whose reply it resembles."""
+    message = conversation.messages[position]
+    asked = index.find(Point.ASKED, conversation.chain[position - 1])
+    alike = sorted(asked, key=lambda session: -_likeness(candidate(session), message))
+    return _latest(alike, candidate, "edited_reply")
 
 
 def _joint(

@@ -5,9 +5,8 @@ Lives on one event loop and is not thread-safe. Deterministic: time and ids are 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -15,56 +14,14 @@ from agentinfer.clock import Clock
 from agentinfer.hints import SOURCE_OPENAI, AgentHints
 from agentinfer.messages import Api, Conversation, Reply
 from agentinfer.sessions.filing import file_failed_turn, file_turn, pending_texts, snapshot_of
-from agentinfer.sessions.index import ContentIndex, Key
+from agentinfer.sessions.index import ContentIndex
 from agentinfer.sessions.inference import NO_MATCH, Match, find_session
+from agentinfer.sessions.session import Session
 from agentinfer.sessions.turns import SESSION_STATES, Outcome, SessionState, SessionView, Turn, TurnSnapshot, TurnUsage
 
-SESSION_BYTES: Final = 2048
-"""Counted for a session besides its messages: its record, and its keys in the index."""
 MAX_PARENT_CANDIDATES: Final = 256
 MAX_TOOL_NAMES: Final = 16
 MAX_NAME_CHARS: Final = 128
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    """One session. Owned by the table; freed by expiry, by the limits, or by `abandon` of its only turn."""
-
-    session_id: str
-    parent_id: str | None
-    source: str
-    created_s: float
-    touched_s: float
-    role: str | None = None
-    is_finished: bool = False
-    num_turns: int = 0
-    running: dict[int, Turn] = field(default_factory=dict)
-    snapshot: TurnSnapshot | None = None
-    snapshot_bytes: int = 0
-    tool_names: tuple[str, ...] = ()
-    pending_texts: tuple[str, ...] = ()
-    replied_s: float = 0.0
-    rewind_keys: deque[tuple[Key, ...]] = field(default_factory=deque)
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def state(self) -> SessionState:
-        if self.running:
-            return "running"
-        if self.is_finished:
-            return "finished"
-        return "in_tool" if self.tool_names else "idle"
-
-    @property
-    def last_reply(self) -> Reply | None:
-        return self.snapshot.reply if self.snapshot is not None else None
-
-    @property
-    def size_bytes(self) -> int:
-        return SESSION_BYTES + self.snapshot_bytes
 
 
 class SessionTable:
@@ -87,9 +44,9 @@ class SessionTable:
         self._clock = clock
         self._ids = ids
         self._max_bytes = max_bytes
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()  # least recently used first
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # least recently used first
         self._with_texts: OrderedDict[str, None] = OrderedDict()  # sessions whose snapshot holds texts, same order
-        self._in_tool: OrderedDict[str, None] = OrderedDict()  # sessions in that state, longest waiting first
+        self._in_tool: OrderedDict[str, None] = OrderedDict()  # sessions with pending tools, longest waiting first
         self._index = ContentIndex()
         self._size_bytes = 0
         self._next_serial = 0
@@ -166,6 +123,7 @@ class SessionTable:
             self._in_tool[session.session_id] = None
         if session.snapshot is None and not session.running and not self._index.has(session.session_id):
             self._remove(session)
+        self._enforce_limits()
 
     def close(self, session_id: str) -> bool:
         """Mark a session finished; False when there is none of that id. A later turn reopens it."""
@@ -201,11 +159,12 @@ class SessionTable:
     def get(self, session_id: str) -> SessionView | None:
         """The view of one session."""
         session = self._sessions.get(session_id)
-        return None if session is None else self._view(session)
+        return None if session is None else session.view(self._clock.monotonic_s())
 
     def list(self) -> tuple[SessionView, ...]:
         """All views, most recently active first."""
-        return tuple(self._view(session) for session in reversed(self._sessions.values()))
+        now_s = self._clock.monotonic_s()
+        return tuple(session.view(now_s) for session in reversed(self._sessions.values()))
 
     def counts(self) -> Mapping[SessionState, int]:
         """How many sessions are in each state."""
@@ -229,11 +188,10 @@ class SessionTable:
             _require(session.touched_s >= last_touched_s, session_id, "must be in the order of last use")
             last_touched_s = session.touched_s
             size_bytes += session.size_bytes
-            holds_texts = session.snapshot is not None and session.snapshot.messages is not None
-            _require(holds_texts == (session_id in self._with_texts), session_id, "must be listed when texts are held")
-            _require(
-                (session.state == "in_tool") == (session_id in self._in_tool), session_id, "in_tool must be listed"
-            )
+            is_listed = session_id in self._with_texts
+            _require(session.holds_texts == is_listed, session_id, "must be listed while texts are held")
+            is_listed = session_id in self._in_tool
+            _require(bool(session.tool_names) == is_listed, session_id, "must be listed while tools are pending")
             _require(bool(session.pending_texts) <= bool(session.tool_names), session_id, "texts need a pending tool")
             for serial, turn in session.running.items():
                 _require(turn.serial == serial and turn.session_id == session_id, session_id, "runs a foreign turn")
@@ -247,7 +205,7 @@ class SessionTable:
         _require(len(self) <= self._max_sessions or num_idle == 0, "table", "holds too many sessions")
         _require(self._size_bytes <= self._max_bytes or num_idle == 0, "table", "holds too many bytes")
 
-    def _session_for(self, hints: AgentHints, conversation: Conversation, now_s: float) -> tuple[_Session, str]:
+    def _session_for(self, hints: AgentHints, conversation: Conversation, now_s: float) -> tuple[Session, str]:
         named = self._sessions.get(hints.session) if hints.session is not None else None
         # prompt_cache_key is a session for some clients and shared by all sessions of an application for others: there
         # content decides first, and the key only where it cannot mix two sessions that are under way.
@@ -279,27 +237,27 @@ class SessionTable:
             if session_id not in self._sessions:
                 return session_id
 
-    def _open(self, session_id: str, parent_id: str | None, source: str, now_s: float) -> _Session:
-        session = _Session(session_id, parent_id, source, created_s=now_s, touched_s=now_s)
+    def _open(self, session_id: str, parent_id: str | None, source: str, now_s: float) -> Session:
+        session = Session(session_id, parent_id, source, created_s=now_s, touched_s=now_s)
         self._sessions[session_id] = session
         self._size_bytes += session.size_bytes
         self.totals["begun"] += 1
         return session
 
-    def _end(self, turn: Turn) -> _Session | None:
+    def _end(self, turn: Turn) -> Session | None:
         session = self._sessions.get(turn.session_id)
         if session is None or session.running.get(turn.serial) is not turn:
             return None
         del session.running[turn.serial]
         return session
 
-    def _touch(self, session: _Session, now_s: float) -> None:
+    def _touch(self, session: Session, now_s: float) -> None:
         session.touched_s = now_s
         self._sessions.move_to_end(session.session_id)
         if session.session_id in self._with_texts:
             self._with_texts.move_to_end(session.session_id)
 
-    def _wait_for_tools(self, session: _Session, turn: Turn, reply: Reply) -> None:
+    def _wait_for_tools(self, session: Session, turn: Turn, reply: Reply) -> None:
         names = dict.fromkeys(call.name[:MAX_NAME_CHARS] for call in reply.tool_calls)
         hinted = (turn.hints.tool,) if turn.hints.tool is not None else ()
         session.tool_names = tuple(islice(names, MAX_TOOL_NAMES)) or hinted
@@ -309,23 +267,22 @@ class SessionTable:
         else:
             self._clear_tools(session)
 
-    def _clear_tools(self, session: _Session) -> None:
+    def _clear_tools(self, session: Session) -> None:
         session.tool_names = ()
         session.pending_texts = ()
         self._in_tool.pop(session.session_id, None)
 
-    def _keep(self, session: _Session, snapshot: TurnSnapshot | None) -> None:
+    def _keep(self, session: Session, snapshot: TurnSnapshot) -> None:
         before = session.size_bytes
         session.snapshot = snapshot
-        session.snapshot_bytes = snapshot.size_bytes if snapshot is not None else 0
         self._size_bytes += session.size_bytes - before
-        if snapshot is not None and snapshot.messages is not None:
+        if session.holds_texts:
             self._with_texts[session.session_id] = None
             self._with_texts.move_to_end(session.session_id)
         else:
             self._with_texts.pop(session.session_id, None)
 
-    def _remove(self, session: _Session) -> None:
+    def _remove(self, session: Session) -> None:
         del self._sessions[session.session_id]
         self._with_texts.pop(session.session_id, None)
         self._in_tool.pop(session.session_id, None)
@@ -340,36 +297,11 @@ class SessionTable:
             self.totals["texts_dropped"] += 1
         if len(self._sessions) <= self._max_sessions and self._size_bytes <= self._max_bytes:
             return
-        for session in tuple(self._evictable()):
+        for session in [session for session in self._sessions.values() if not session.running]:
             if len(self._sessions) <= self._max_sessions and self._size_bytes <= self._max_bytes:
                 return
             self._remove(session)
             self.totals["evicted"] += 1
-
-    def _evictable(self) -> Iterator[_Session]:
-        return (session for session in self._sessions.values() if not session.running)
-
-    def _view(self, session: _Session) -> SessionView:
-        now_s = self._clock.monotonic_s()
-        snapshot = session.snapshot
-        return SessionView(
-            session_id=session.session_id,
-            parent_id=session.parent_id,
-            source=session.source,
-            role=session.role,
-            state=session.state,
-            num_turns=session.num_turns,
-            num_running=len(session.running),
-            tool_names=session.tool_names,
-            age_s=now_s - session.created_s,
-            idle_s=now_s - session.touched_s,
-            prompt_tokens=session.prompt_tokens,
-            cached_tokens=session.cached_tokens,
-            completion_tokens=session.completion_tokens,
-            num_messages=snapshot.num_messages if snapshot is not None else 0,
-            texts_kept=snapshot is not None and snapshot.messages is not None,
-            notes=dict(session.notes),
-        )
 
 
 def _has_reply(conversation: Conversation) -> bool:

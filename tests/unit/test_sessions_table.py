@@ -108,17 +108,31 @@ def test_parallel_samples_of_a_later_turn_fork_the_session(bench):
 
 
 REWRITTEN = [
-    ("stripped", assistant("<think>hm</think>\nI look.\n"), assistant("I look.")),
-    ("reserialised", assistant("", call("c1", b=1, a=2)), assistant("", call("c1", a=2, b=1))),
-    ("replaced", assistant("long"), assistant("short")),
+    ("stripped", assistant("<think>hm</think>\nI look.\n"), assistant("I look."), "edited_reply"),
+    ("reserialised", assistant("", call("c1", b=1, a=2)), assistant("", call("c1", a=2, b=1)), "tool_call"),
+    ("replaced", assistant("long"), assistant("short"), "edited_reply"),
 ]
 
 
-@pytest.mark.parametrize(("reply", "sent_back"), [case[1:] for case in REWRITTEN], ids=[case[0] for case in REWRITTEN])
-def test_a_client_may_rewrite_our_reply(bench, reply, sent_back):
+@pytest.mark.parametrize(
+    ("reply", "sent_back", "evidence"), [case[1:] for case in REWRITTEN], ids=[case[0] for case in REWRITTEN]
+)
+def test_a_client_may_rewrite_our_reply(bench, reply, sent_back, evidence):
     first = bench.serve(chat(SYSTEM, TASK), reply)
     second = bench.begin(chat(SYSTEM, TASK, sent_back, user("go on")))
-    assert (second.session_id, second.evidence, second.num_kept) == (first.session_id, "edited_reply", 2)
+    assert (second.session_id, second.evidence, second.num_kept) == (first.session_id, evidence, 2)
+
+
+def test_our_exact_reply_outweighs_what_another_session_asked(bench):
+    """Found by the state machine: a client's new clock made its request look like another session's, reply apart."""
+
+    def at(minute):
+        return {"role": "system", "content": f"It is 12:{minute:02}."}
+
+    one = bench.serve(chat(at(0), TASK), assistant("Reply one."))
+    bench.serve(chat(at(1), TASK), assistant("Reply two."))
+    second = bench.begin(chat(at(1), TASK, assistant("Reply one."), user("go on")))
+    assert second.session_id == one.session_id
 
 
 def test_a_rewritten_reply_goes_to_the_session_it_resembles(bench):
@@ -280,7 +294,7 @@ def test_token_prompts_continue_by_their_ids(bench):
 
 
 def test_an_echoed_prompt_is_not_counted_twice(bench):
-    first = bench.begin(text_prompt("Say a word: "))
+    first = bench.begin(Conversation.from_body("/v1/completions", {"prompt": "Say a word: ", "echo": True}))
     bench.finish(first, Reply("Say a word: word"))
     second = bench.begin(text_prompt("Say a word: word. Again: "))
     assert (second.session_id, second.evidence) == (first.session_id, "reply")
@@ -364,6 +378,27 @@ def test_a_prompt_cache_key_shared_by_an_application_does_not_mix_its_sessions(b
     for turn, ask in zip(turns, asks, strict=True):
         following = bench.begin(chat(SYSTEM, TASK, ask, RESULT), cache_key("app"))
         assert following.session_id == turn.session_id
+
+
+def test_a_refused_turn_lets_limits_hold_again():
+    """Found by the state machine: the session of a refused turn stayed over the limit."""
+    bench = Bench(max_sessions=1)
+    failed = bench.begin(chat(SYSTEM, TASK))
+    bench.finish(failed, Reply(), "error")
+    retry = bench.begin(chat(SYSTEM, TASK))
+    bench.begin(chat(SYSTEM, user("other")))
+    bench.table.abandon(retry)
+    bench.table.check_integrity()
+    assert len(bench.table) == 1
+
+
+def test_two_turns_of_a_session_at_once_end_independently(bench):
+    """Found by the state machine: tools pending while another turn of the session still runs."""
+    one, two = (bench.begin(chat(SYSTEM, TASK), hints(session="a")) for _ in range(2))
+    bench.finish(two, ASK)
+    assert bench.table.get("a").state == "running"
+    bench.finish(one, assistant("Done."))
+    assert bench.table.get("a").state == "idle"
 
 
 def test_idle_sessions_expire_and_running_ones_do_not():
