@@ -46,6 +46,7 @@ class SessionsConfig(Feature):
     session_text_mb: int = option(
         256, "MiB of message text kept to explain prefix misses; older sessions keep digests", low=0, high=2**20
     )
+    check_model: bool = option(True, "answer HTTP 404 to a request that names a model other than the served one")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from agentinfer import __version__
 from agentinfer.clock import Clock, SystemClock
@@ -23,16 +21,12 @@ from agentinfer.config import AgentInferConfig
 from agentinfer.errors import ConfigError, HintError
 from agentinfer.metrics import Metrics
 from agentinfer.record import RecordWriter
+from agentinfer.runtime.exchange import App, Exchange, Receive, Scope, Send
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
+from agentinfer.runtime.refusals import RefusedRequest, check_model, read_object, send_refusal
 from agentinfer.runtime.seams import Seam
 from agentinfer.runtime.turns import FollowedTurn, current_turn
-from agentinfer.sessions import Outcome, SessionTable
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from agentinfer.sessions import SessionTable
 
 FOLLOWED_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate"))
 SEAMS = (
@@ -56,9 +50,6 @@ SEAMS = (
     ),
 )
 
-# An answer longer than this is passed on but not understood: the session keeps its turn, without the reply.
-MAX_CAPTURED_BYTES = 64 << 20
-
 
 class FollowTurns:
     """ASGI middleware around SGLang's app; see the module's docstring.
@@ -67,8 +58,16 @@ class FollowTurns:
     multi-process metrics set. Requests pass unseen until `is_open()`: the server's own warm-up is nobody's turn.
     """
 
-    def __init__(self, app: App, start: Callable[[], TurnFollower], is_open: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: App,
+        start: Callable[[], TurnFollower],
+        is_open: Callable[[], bool],
+        served_models: tuple[str, ...] | None,
+    ) -> None:
+        """`served_models` are the names a request may ask for; None lets any pass, as stock SGLang does."""
         self._app = app
+        self._served_models = served_models
         self._start = start
         self._is_open = is_open
         self._follower: TurnFollower | None = None
@@ -78,7 +77,7 @@ class FollowTurns:
             await self._live(scope, receive, send)
         elif scope["type"] == "http" and self._concerns_us(scope):
             assert self._follower is not None, "a request before the server started up"
-            await self._follow(self._follower, scope, _Exchange(receive, send))
+            await self._follow(self._follower, scope, Exchange(receive, send))
         else:
             await self._app(scope, receive, send)
 
@@ -93,12 +92,12 @@ class FollowTurns:
         finally:
             housekeeping.cancel()
 
-    async def _follow(self, follower: TurnFollower, scope: Scope, exchange: _Exchange) -> None:
+    async def _follow(self, follower: TurnFollower, scope: Scope, exchange: Exchange) -> None:
         await exchange.read_body()
         try:
-            followed = _begin(follower, scope, exchange.body)
-        except HintError as error:
-            await _refuse(scope["path"], error, exchange.send)
+            followed = self._begin(follower, scope, exchange.body)
+        except RefusedRequest as refused:
+            await send_refusal(scope["path"], refused, exchange.send)
             return
         if followed is None:
             await self._app(scope, exchange.receive, exchange.send)
@@ -110,12 +109,27 @@ class FollowTurns:
             current_turn.reset(token)
             follower.finish(followed, exchange.outcome, exchange.content_type, bytes(exchange.answer))
 
+    def _begin(self, follower: TurnFollower, scope: Scope, raw: bytes) -> FollowedTurn | None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if headers.get("content-encoding", "identity") != "identity":
+            return None
+        body = read_object(raw)
+        if body is None:
+            return None
+        if self._served_models is not None:
+            check_model(body.get("model"), self._served_models)
+        try:
+            return follower.begin(scope["path"], body, headers)
+        except HintError as error:
+            raise RefusedRequest(400, str(error), error.field) from None
 
-def install(app: Any, config: AgentInferConfig, model: str) -> Callable[[], None]:
+
+def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, ...] = ()) -> Callable[[], None]:
     """Put the middleware around SGLang's FastAPI `app` and add our routes; must run before the server starts.
 
-    `model` is the served model's name. Returns what to call when the server is warm: turns are followed from then on.
-    Raises ConfigError or TraceError when the record file cannot be continued.
+    `model` is the served model's name, `aliases` are further ones a request may ask for. Returns what to call when the
+    server is warm: turns are followed from then on. Raises ConfigError or TraceError when the record file cannot be
+    continued.
     """
     from agentinfer.runtime.routes import session_routes
 
@@ -128,7 +142,8 @@ def install(app: Any, config: AgentInferConfig, model: str) -> Callable[[], None
         followers[:] = [_follower(config, model, clock, recorder)]
         return followers[0]
 
-    app.add_middleware(FollowTurns, start=start, is_open=is_warm.is_set)
+    served = (model, *aliases) if config.sessions.check_model else None
+    app.add_middleware(FollowTurns, start=start, is_open=is_warm.is_set, served_models=served)
     app.include_router(session_routes(lambda: followers[0]))
     return is_warm.set
 
@@ -163,83 +178,3 @@ def _open_record(path: Path, model: str, clock: Clock) -> RecordWriter:
         return RecordWriter(path, model, clock.unix_s())
     except OSError as error:
         raise ConfigError(f"--agentinfer-record {path}: {error}; name a file in a folder you can write to") from None
-
-
-def _begin(follower: TurnFollower, scope: Scope, raw: bytes) -> FollowedTurn | None:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    if headers.get("content-encoding", "identity") != "identity":
-        return None
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None  # SGLang answers it
-    return follower.begin(scope["path"], body, headers) if isinstance(body, dict) else None
-
-
-class _Exchange:
-    """One request's bytes in and answer out, with what became of them."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
-        self._unread: list[Message] = []
-        self._status = 0
-        self._is_complete = False
-        self._client_left = False
-        self.body = b""
-        self.content_type = ""
-        self.answer = bytearray()
-
-    async def read_body(self) -> None:
-        chunks = []
-        while True:
-            message = await self._receive()
-            self._unread.append(message)
-            chunks.append(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
-        self.body = b"".join(chunks)
-
-    async def receive(self) -> Message:
-        message = self._unread.pop(0) if self._unread else await self._receive()
-        if message["type"] == "http.disconnect" and not self._is_complete:
-            self._client_left = True
-        return message
-
-    async def send(self, message: Message) -> None:
-        await self._send(message)
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            headers = dict(message.get("headers", ()))
-            self.content_type = headers.get(b"content-type", b"").decode("latin-1")
-        elif message["type"] == "http.response.body":
-            if len(self.answer) < MAX_CAPTURED_BYTES:
-                self.answer += message.get("body", b"")
-            self._is_complete = not message.get("more_body", False)
-
-    @property
-    def outcome(self) -> Outcome:
-        """`ok`, `client_gone` (it left before the whole answer) or `error`."""
-        if self._client_left or (self._status and not self._is_complete):
-            return "client_gone"
-        return "ok" if 200 <= self._status < 300 else "error"
-
-
-async def _refuse(path: str, error: HintError, send: Send) -> None:
-    """HTTP 400 in the shape of the API that was called."""
-    body: dict[str, Any]
-    if path == "/v1/messages":
-        body = {"type": "error", "error": {"type": "invalid_request_error", "message": str(error)}}
-    elif path == "/generate":
-        body = {"error": {"message": str(error)}}
-    else:
-        body = {
-            "object": "error",
-            "message": str(error),
-            "type": "BadRequestError",
-            "param": error.field,
-            "code": 400,
-        }
-    raw = orjson.dumps(body)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": raw})

@@ -183,7 +183,8 @@ def _run(server_args: Any, config: AgentInferConfig) -> None:
     if config.enabled_features:
         from agentinfer.runtime import http
 
-        follow_turns = http.install(http_server.app, config, server_args.served_model_name or server_args.model_path)
+        model = server_args.served_model_name or server_args.model_path
+        follow_turns = http.install(http_server.app, config, model, aliases=(server_args.model_path,))
     http_server.launch_server(server_args, launch_callback=_when_warm(server_args, config, follow_turns))
 
 

@@ -56,7 +56,7 @@ def test_client_that_vanishes_mid_stream_frees_its_request(server: LiveServer) -
         received = b""
         while received.count(b"data: ") < 3:
             received += client.recv(4096)
-    wait_until(lambda: server.get("/agentinfer/sessions/vanishing")["last_outcome"] == "client_gone")
+    wait_until(lambda: server.get("/agentinfer/sessions/vanishing").get("last_outcome") == "client_gone")
     wait_until(lambda: running_requests(server) == 0)
     assert still_answers(server)
 
@@ -116,6 +116,15 @@ def test_malformed_hint_is_refused_naming_the_field(server: LiveServer, path: st
     status, answer = server.post(path, body)
     assert status == 400
     assert field in json.dumps(answer)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
+def test_wrong_model_name_is_refused_naming_the_served_one(server: LiveServer, path: str) -> None:
+    body = {"model": "gpt-5-typo", "messages": QUESTION, "prompt": "a", "input": "a", "max_tokens": 1}
+    status, answer = server.post(path, body)
+    assert status == 404
+    assert "gpt-5-typo" in json.dumps(answer)
+    assert server.model in json.dumps(answer)
 
 
 def test_two_hundred_connections_at_once_are_all_served(server: LiveServer) -> None:

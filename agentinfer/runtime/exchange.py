@@ -1,0 +1,65 @@
+"""One HTTP exchange: the request's bytes read once and handed on unchanged, the answer's copied as they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from agentinfer.sessions import Outcome
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# An answer longer than this is passed on but not understood: the session keeps its turn, with what was copied of it.
+MAX_CAPTURED_BYTES = 64 << 20
+
+
+class Exchange:
+    """One request's bytes in and answer out, with what became of them."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._unread: list[Message] = []
+        self._status = 0
+        self._is_complete = False
+        self._client_left = False
+        self.body = b""
+        self.content_type = ""
+        self.answer = bytearray()
+
+    async def read_body(self) -> None:
+        chunks = []
+        while True:
+            message = await self._receive()
+            self._unread.append(message)
+            chunks.append(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
+        self.body = b"".join(chunks)
+
+    async def receive(self) -> Message:
+        message = self._unread.pop(0) if self._unread else await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self._client_left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = dict(message.get("headers", ()))
+            self.content_type = headers.get(b"content-type", b"").decode("latin-1")
+        elif message["type"] == "http.response.body":
+            if len(self.answer) < MAX_CAPTURED_BYTES:
+                self.answer += message.get("body", b"")
+            self._is_complete = not message.get("more_body", False)
+
+    @property
+    def outcome(self) -> Outcome:
+        """`ok`, `client_gone` (it left before the whole answer) or `error`."""
+        if self._client_left or (self._status and not self._is_complete):
+            return "client_gone"
+        return "ok" if 200 <= self._status < 300 else "error"
