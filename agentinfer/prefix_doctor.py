@@ -281,7 +281,7 @@ _KINDS: Final = (
             r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
             r"|\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[AaPp][Mm])?"
             r"|\d{1,2}[./]\d{1,2}[./]\d{2,4}"
-            r"|(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? (?:\d{1,2} )?\w{3,9} \d{1,2}"
+            r"|(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? (?:\d{1,2} \w{3,9}|\w{3,9} \d{1,2})"
             r"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]* \d{1,2}(?:, \d{4})?"
             r"|\b1[0-9]{9}(?:\d{3}|\.\d+)?\b"
         ),

@@ -83,7 +83,8 @@ class GapHistogram:
         for bucket, count in enumerate(self._counts):
             seen += count
             if seen >= wanted:
-                return min(_upper_edge_s(bucket), self.max_s)
+                # The last bucket has no upper edge.
+                return self.max_s if bucket == NUM_BUCKETS - 1 else min(_upper_edge_s(bucket), self.max_s)
         raise AssertionError(f"GapHistogram: buckets hold {seen} gaps, counted {self.count}")
 
     def summary(self) -> GapSummary:

@@ -40,6 +40,7 @@ class Session:
     cached_tokens: int = 0
     completion_tokens: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    notes_bytes: int = 0
 
     @property
     def state(self) -> SessionState:
@@ -63,7 +64,7 @@ class Session:
     @property
     def size_bytes(self) -> int:
         """What the session is counted as holding."""
-        return SESSION_BYTES + (self.snapshot.size_bytes if self.snapshot is not None else 0)
+        return SESSION_BYTES + self.notes_bytes + (self.snapshot.size_bytes if self.snapshot is not None else 0)
 
     def view(self, now_s: float) -> SessionView:
         """What others may see of it."""

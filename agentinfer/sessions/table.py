@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Final
 
+import orjson
+
 from agentinfer.clock import Clock
 from agentinfer.hints import SOURCE_OPENAI, AgentHints
 from agentinfer.messages import Api, Conversation, Reply
@@ -155,6 +157,10 @@ class SessionTable:
         session = self._sessions.get(session_id)
         if session is not None:
             session.notes.update(notes)
+            before = session.notes_bytes
+            session.notes_bytes = len(orjson.dumps(session.notes, default=repr))
+            self._size_bytes += session.notes_bytes - before
+            self._enforce_limits()
 
     def get(self, session_id: str) -> SessionView | None:
         """The view of one session."""

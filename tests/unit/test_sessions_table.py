@@ -476,6 +476,14 @@ def test_the_view_is_json_with_notes(bench):
     }
 
 
+def test_notes_count_towards_the_byte_budget():
+    bench = Bench(max_bytes=10_000)
+    turns = [bench.serve(chat(user(name)), assistant(name)) for name in ("one", "two")]
+    bench.table.annotate(turns[0].session_id, history=["x" * 1000] * 5)
+    bench.table.check_integrity()
+    assert [view.texts_kept for view in bench.table.list()] == [True, False]
+
+
 def test_the_same_requests_give_the_same_sessions():
     def run():
         bench = Bench(max_sessions=3)
