@@ -63,7 +63,7 @@ class Message:
         """About what holding this message costs; texts are counted as one byte a character."""
         size = 200 + len(self.text) + len(self.reasoning_text) + 16 * len(self.attachments)
         size += sum(150 + len(call.name) + len(call.arguments_text) for call in self.tool_calls)
-        return size + (_attached_chars(self.raw) if self.attachments else 0)
+        return size + (_attached_bytes(self.raw) if self.attachments else 0)
 
     def as_openai(self) -> dict[str, Any]:
         """The message as a chat completions request carries it; the client's own object where it sent one."""
@@ -110,7 +110,7 @@ def canonical_digest(value: object) -> bytes:
     return blake2b(text, digest_size=DIGEST_BYTES).digest()
 
 
-def _attached_chars(value: object) -> int:
+def _attached_bytes(value: object) -> int:
     total = 0
     pending: list[object] = [value]
     while pending:
@@ -120,5 +120,8 @@ def _attached_chars(value: object) -> int:
         elif isinstance(item, Mapping):
             pending.extend(item.values())
         elif isinstance(item, list):
-            pending.extend(item)
+            if item and isinstance(item[0], int):
+                total += 40 * len(item)  # token ids: an object and a reference each
+            else:
+                pending.extend(item)
     return total

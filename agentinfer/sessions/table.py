@@ -120,7 +120,8 @@ class SessionTable:
             return
         if session.num_turns == turn.index + 1:
             session.num_turns = turn.index
-        if turn.tool_names and not session.running and turn.continues is session.snapshot:
+        is_where_it_was = _turn_of(turn.continues) == _turn_of(session.snapshot)
+        if turn.tool_names and not session.running and is_where_it_was:
             session.tool_names = turn.tool_names
             self._in_tool[session.session_id] = None
         if session.snapshot is None and not session.running and not self._index.has(session.session_id):
@@ -308,6 +309,10 @@ class SessionTable:
                 return
             self._remove(session)
             self.totals["evicted"] += 1
+
+
+def _turn_of(snapshot: TurnSnapshot | None) -> int | None:
+    return None if snapshot is None else snapshot.turn
 
 
 def _has_reply(conversation: Conversation) -> bool:
