@@ -71,6 +71,7 @@ class World:
     window: int | None = None
     logit_cap: float = 0.0
     seed: int = 0
+    store_prefix: bool = True
     layer: Layer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class World:
         from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
         forward_mode = ForwardMode[mode]
-        for request, (start, _) in enumerate(spans):
+        for request, (start, _) in enumerate(spans if self.store_prefix else []):
             stored = self.slots[request][:start]
             self.pool.keys[stored], self.pool.values[stored] = self.k[request][:start], self.v[request][:start]
         queries = [stop - start for start, stop in spans]
@@ -244,6 +245,37 @@ def test_verify_refuses_a_mask_of_the_wrong_size() -> None:
     world = World((4, 4, 32), [10])
     with pytest.raises(ValueError, match=r"holds 9 booleans.*expected 16"):
         world.run("TARGET_VERIFY", [(6, 10)], verify_input([torch.ones(3, 3, dtype=torch.bool)], 4))
+
+
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
+def test_sliding_window_layers_read_their_own_pool(mode: str) -> None:
+    """In a hybrid pool such a layer's slots are translated, for reading as for writing; evicted ones map to slot 0."""
+    length, window = 40, 8
+    world = World((4, 1, 64), [length], window=window)
+    num_slots = world.pool.keys.shape[0]
+    to_window_pool = torch.randperm(num_slots - 1, generator=torch.Generator().manual_seed(1)) + 1
+    start = length - 1 if mode == "DECODE" else length - 5
+    world.run("EXTEND", [(0, start)])
+    keys, values = world.pool.keys.clone(), world.pool.values.clone()
+    for slot in world.slots[0][:start].tolist():
+        world.pool.keys[to_window_pool[slot - 1]] = keys[slot]
+        world.pool.values[to_window_pool[slot - 1]] = values[slot]
+    world.pool.keys[0] = world.pool.values[0] = 7.0
+    mapping = torch.cat([torch.zeros(1, dtype=torch.int64), to_window_pool])
+    mapping[world.slots[0][: start - window]] = 0
+
+    def write(layer: Layer, where: Any, k: torch.Tensor, v: torch.Tensor) -> None:
+        assert torch.equal(where.swa_loc, mapping[where.loc])
+        world.pool.keys[where.swa_loc] = k.view(-1, 1, 64)
+        world.pool.values[where.swa_loc] = v.view(-1, 1, 64)
+
+    world.pool.set_kv_buffer = write  # type: ignore[method-assign]
+    world.pool.layers_mapping = {0: (0, True)}  # type: ignore[attr-defined]
+    world.pool.translate_loc_from_full_to_swa = lambda slots: mapping[slots.long()]  # type: ignore[attr-defined]
+    world.backend.use_sliding_window_kv_pool = True
+    world.store_prefix = False
+    (seen,) = world.run(mode, [(start, length)])
+    world.check(seen, world.dense(0, start, length))
 
 
 def test_softcapped_logits() -> None:
