@@ -110,7 +110,8 @@ def _responses_sse(events: Iterator[Mapping[str, Any]]) -> Reply:
             items.append(event.get("item"))
         elif kind in ("response.completed", "response.incomplete", "response.failed"):
             status = _text_or_none(response.get("status"))
-            items = response["output"] if isinstance(response.get("output"), list) else items
+            output = response.get("output")
+            items = output if isinstance(output, list) and output else items
     return _responses_reply(items, status, response_id)
 
 
