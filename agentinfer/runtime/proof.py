@@ -122,18 +122,27 @@ def require_proofs(proofs: Iterable[Proof], process: Process, config: AgentInfer
 
 
 def plugin_obstacle(environ: Mapping[str, str]) -> str | None:
-    """Why `sglang.srt.plugins` will not run our plugin, with what to do, or None. In upstream's own order."""
-    ours = [each for each in entry_points(group="sglang.srt.plugins") if each.value.startswith("agentinfer.")]
-    if not ours:
-        return "agentinfer is not installed as a package, so SGLang cannot find its entry point: pip install -e ."
+    """Why SGLang will not run our plugins, with what to do, or None. Imports torch only where that decides."""
+    plugins = [each for each in entry_points(group="sglang.srt.plugins") if each.value.startswith("agentinfer.")]
+    platforms = [each for each in entry_points(group="sglang.srt.platforms") if each.value.startswith("agentinfer.")]
+    if not plugins or not platforms:
+        return "agentinfer is not installed as a package, so SGLang cannot find its entry points: pip install -e ."
+    ours = [each.name for each in (*plugins, *platforms)]
+    # SGLang's one list filters both groups.
     allowed = {name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()}
-    if allowed and ours[0].name not in allowed:
-        return f"SGLANG_PLUGINS={environ['SGLANG_PLUGINS']} leaves it out: add {ours[0].name} or unset it"
-    platform = environ.get("SGLANG_PLATFORM")
-    own = {each.name for each in entry_points(group="sglang.srt.platforms") if each.value.startswith("agentinfer.")}
-    if platform and own and platform not in own:
-        return f"SGLANG_PLATFORM={platform} excludes packages that bring another platform, ours too: unset it"
+    left_out = [name for name in ours if name not in allowed] if allowed else []
+    if left_out and (plugins[0].name in left_out or _our_platform_is_needed()):
+        return f"SGLANG_PLUGINS={environ['SGLANG_PLUGINS']} leaves us out: add {','.join(left_out)} or unset it"
+    chosen = environ.get("SGLANG_PLATFORM")
+    if chosen and chosen not in ours:
+        return f"SGLANG_PLATFORM={chosen} excludes packages that bring another platform, ours too: unset it"
     return None
+
+
+def _our_platform_is_needed() -> bool:
+    from agentinfer.runtime.cpu.activate import reason_to_stay_off
+
+    return reason_to_stay_off(dict(os.environ)) is None
 
 
 def hooked_targets(process: Process, config: AgentInferConfig) -> tuple[str, ...]:

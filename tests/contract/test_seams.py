@@ -18,6 +18,7 @@ import pytest
 import agentinfer.runtime
 from agentinfer.config import AgentInferConfig, ForcedReplayConfig
 from agentinfer.errors import SeamError
+from agentinfer.runtime import proof
 from agentinfer.runtime.lifecycle import take_proofs
 from agentinfer.runtime.proof import Proof, hooked_targets, plugin_obstacle, require_proofs
 from agentinfer.runtime.seams import PROCESSES, HookLedger, Seam, seams
@@ -193,16 +194,25 @@ table.hook(row.target, lambda result, *args: None, "after")
 
 
 def test_plugin_that_sglang_skips_stops_the_server_saying_why() -> None:
-    message = stopped_by(probe("launcher", SGLANG_PLUGINS="other"), "launcher")
-    assert "our plugin did not run: SGLANG_PLUGINS=other leaves it out: add agentinfer" in message
+    # The platform stays, which the variable filters too, or the engine could not be imported without a GPU.
+    message = stopped_by(probe("launcher", SGLANG_PLUGINS="agentinfer_cpu"), "launcher")
+    assert "our plugin did not run: SGLANG_PLUGINS=agentinfer_cpu leaves us out: add agentinfer or unset it" in message
     assert "AGENTINFER_DISABLE=all" in message
+
+
+@pytest.mark.parametrize(("is_needed", "said"), [(True, "add agentinfer_cpu or unset it"), (False, None)])
+def test_platform_plugin_may_be_left_out_where_another_platform_serves(is_needed, said, monkeypatch) -> None:
+    monkeypatch.setattr(proof, "_our_platform_is_needed", lambda: is_needed)
+    obstacle = plugin_obstacle({"SGLANG_PLUGINS": "agentinfer"})
+    assert (obstacle is None) if said is None else (said in str(obstacle))
 
 
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({"SGLANG_PLUGINS": "a, b"}, "SGLANG_PLUGINS=a, b leaves it out"),
-        ({"SGLANG_PLUGINS": "a,agentinfer"}, None),
+        ({"SGLANG_PLUGINS": "a, b"}, "SGLANG_PLUGINS=a, b leaves us out: add agentinfer,agentinfer_cpu"),
+        ({"SGLANG_PLUGINS": "a,agentinfer_cpu"}, "add agentinfer or unset it"),
+        ({"SGLANG_PLUGINS": "a,agentinfer, agentinfer_cpu"}, None),
         ({"SGLANG_PLATFORM": "other"}, "SGLANG_PLATFORM=other excludes packages that bring another platform"),
         ({"SGLANG_PLATFORM": "agentinfer_cpu"}, None),
         ({}, None),

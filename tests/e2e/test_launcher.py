@@ -14,13 +14,14 @@ from tests.live_server import COMMON_FLAGS, SMALL_MACHINE, LiveServer, free_port
 
 pytestmark = pytest.mark.e2e
 
-# Our launcher, but its child processes are told to load other plugins only: what a scheduler without us looks like.
+# Our launcher, but its child processes are told to leave our plugin out: what a scheduler without us looks like. The
+# platform plugin stays, which the variable filters too, or there would be no engine without a GPU.
 WITHOUT_US_IN_CHILDREN = """
 import os, sys
 from agentinfer.runtime import launch
 run = launch._run
 def run_without_us(*args):
-    os.environ["SGLANG_PLUGINS"] = "somebody_else"
+    os.environ["SGLANG_PLUGINS"] = "agentinfer_cpu"
     run(*args)
 launch._run = run_without_us
 sys.exit(launch.serve(sys.argv[1:]))

@@ -72,7 +72,7 @@ def test_slow_settings_are_warned_of_on_the_cpu_only(device: Device, warned: set
 def test_plugin_that_sglang_would_skip_is_a_problem_with_its_cure() -> None:
     (found,) = doctor.plugin_findings({"SGLANG_PLUGINS": "other"})
     assert found.state == "problem"
-    assert found.advice == "add agentinfer or unset it"
+    assert found.advice == "add agentinfer,agentinfer_cpu or unset it"
 
 
 def test_each_broken_seam_is_a_problem() -> None:
