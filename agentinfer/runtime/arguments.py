@@ -87,9 +87,7 @@ def engine_options_given(line: CommandLine, parser: QuietParser) -> dict[str, ob
     given: dict[str, object] = {}
     for key, value in line.engine_file.items():
         flag = f"--{key}"
-        if flag not in known:
-            flag = flag.replace("_", "-")
-        if flag not in known:
+        if flag not in known:  # with underscores too: the engine's parser would refuse it with a page of usage
             keys = [name.removeprefix("--") for name in names]
             raise ConfigError(f"{_config_file(line.engine_argv)}: unknown key {key}.{near(key, keys)}")
         given[known[flag].dest] = value

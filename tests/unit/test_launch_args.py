@@ -189,7 +189,7 @@ def test_sessions_bring_metrics_and_the_cache_report(argv, config, flags) -> Non
 def serve_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "serve.yaml"
     path.write_text(
-        "model: embedded:a\nagentinfer-max-sessions: 5\nenable_metrics: false\nport: 7\nagentinfer_record: out.jsonl\n"
+        "model: embedded:a\nagentinfer-max-sessions: 5\nenable-metrics: false\nport: 7\nagentinfer_record: out.jsonl\n"
     )
     return path
 
@@ -210,7 +210,7 @@ def test_config_file_is_split_like_the_command_line(serve_yaml: Path, spelling: 
         assert engine_argv[0] == "--config"
         assert engine_argv[2:] == flags
         copy = Path(engine_argv[1])
-        assert yaml.safe_load(copy.read_text()) == {"model": "embedded:a", "enable_metrics": False, "port": 7}
+        assert yaml.safe_load(copy.read_text()) == {"model": "embedded:a", "enable-metrics": False, "port": 7}
     assert not copy.exists()
 
 
@@ -249,10 +249,13 @@ def test_config_without_one_readable_file_is_refused(argv: list[str]) -> None:
         split_command_line(argv, {})
 
 
-def test_unknown_engine_key_in_a_file_is_refused_with_near_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "meant"), [("modle-path", "model-path"), ("model_path", "model-path"), ("enable_metrics", "enable-metrics")]
+)
+def test_unknown_engine_key_in_a_file_is_refused_with_near_ones(tmp_path: Path, key: str, meant: str) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text("modle-path: m\n")
-    with pytest.raises(ConfigError, match=r"unknown key modle-path\. Did you mean model-path"):
+    path.write_text(f"{key}: m\n")
+    with pytest.raises(ConfigError, match=f"unknown key {key}. Did you mean {meant}"):
         engine_options_given(split_command_line(["--config", str(path)], {}), engine_parser())
 
 
