@@ -18,6 +18,7 @@ from agentinfer.replay.session import Session, SessionBuilder
 class FakeServer:
     """Answers chat requests with the forced text, else "free"; what it saw is in `bodies`, in order of arrival.
 
+    `server_turns` is what the session route tells, from its `written_after`-th answer on.
     `script(body, number)` may return a status to answer with, "cut" to close mid-stream, or "hang" to never end.
     """
 
@@ -34,6 +35,9 @@ class FakeServer:
     live: int = 0
     most_live: int = 0
     flushed: int = 0
+    connections: set[object] = field(default_factory=set)
+    asked: int = 0
+    written_after: int = 0
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 26)
@@ -66,12 +70,15 @@ class FakeServer:
     async def _session(self, request: web.Request) -> web.Response:
         if self.server_turns is None:
             return web.Response(status=404)
+        self.asked += 1
         name = request.match_info["id"].split(".")[0]
-        return web.json_response({"recent_turns": self.server_turns.get(name, [])})
+        turns = self.server_turns.get(name, []) if self.asked > self.written_after else []
+        return web.json_response({"recent_turns": turns})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         number = len(self.bodies)
+        self.connections.add(request.transport)
         self.bodies.append(body)
         order = self.script(body, number)
         if isinstance(order, int):

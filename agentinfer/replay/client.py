@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,8 @@ class ChatClient:
             exchange.error, exchange.error_kind = f"connection failed: {error or type(error).__name__}", "connection"
         except aiohttp.ClientError as error:
             exchange.error, exchange.error_kind = f"{type(error).__name__}: {error}", "connection"
-        exchange.latency_s = self._clock.monotonic_s() - sent_s
+        if exchange.error:
+            exchange.latency_s = self._clock.monotonic_s() - sent_s
         return exchange
 
     async def _stream(self, body: bytes, exchange: Exchange, sent_s: float) -> None:
@@ -74,6 +76,8 @@ class ChatClient:
                 now_s = self._clock.monotonic_s() - sent_s
                 for event in decoder.feed(received):
                     if event == b"[DONE]":
+                        exchange.latency_s = now_s
+                        await _read_rest(response)
                         return
                     self._take(event, exchange, now_s)
                     if exchange.error:
@@ -104,6 +108,13 @@ class ChatClient:
             exchange.prompt_tokens = usage.get("prompt_tokens")
             exchange.completion_tokens = usage.get("completion_tokens")
             exchange.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+
+
+async def _read_rest(response: aiohttp.ClientResponse) -> None:
+    """Only the stream's end is left; a connection closed before it would look to the server like a lost client."""
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with asyncio.timeout(1.0):
+            await response.content.read()
 
 
 def _add_call_delta(calls: list[dict[str, str]], delta: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,10 @@ _SETTINGS = (
     *("enable_cache_report", "tool_call_parser", "reasoning_parser", "random_seed"),
 )
 _TURN_KEYS = ("queue_s", "prefill_s", "ttft_s", "latency_s", "prompt_tokens", "cached_tokens", "completion_tokens")
+
+
+_MOST_ASKINGS = 10
+_ASK_AGAIN_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +76,31 @@ async def flush_cache(http: aiohttp.ClientSession, url: str) -> None:
     raise AgentInferError(f"{url}/flush_cache: {reason}; run without --flush-cache, or when the server is idle")
 
 
-async def collect_turns(http: aiohttp.ClientSession, url: str, results: Iterable[SessionResult]) -> None:
+async def collect_turns(http: aiohttp.ClientSession, url: str, results: Sequence[SessionResult]) -> None:
     """Fill in each turn's `server` from `/agentinfer/sessions/{id}`, as far back as the server remembers turns.
 
-    A server without that route is left alone.
+    A server writes a turn down after its last byte went out, so what is missing at first is asked for again, for a
+    short while. A server without that route is left alone.
     """
-    for result in results:
-        told = await get_json(http, f"{url}/agentinfer/sessions/{quote(result.wire_id, safe='')}")
-        if told is None:
+    waiting = list(results)
+    for _ in range(_MOST_ASKINGS):
+        for result in waiting:
+            if not await _collect(http, url, result):
+                return
+        waiting = [r for r in waiting if not all(t.server for t in r.turns[-1:] if not t.exchange.error)]
+        if not waiting:
             return
-        lines = [line for line in told.get("recent_turns") or () if isinstance(line, dict)]
-        by_index = {line.get("turn"): line for line in lines}
-        for turn in result.turns:
-            line = by_index.get(turn.index, {})
-            turn.server = {key: line[key] for key in _TURN_KEYS if isinstance(line.get(key), int | float)}
+        await asyncio.sleep(_ASK_AGAIN_S)
+
+
+async def _collect(http: aiohttp.ClientSession, url: str, result: SessionResult) -> bool:
+    """False when the server has no such session."""
+    told = await get_json(http, f"{url}/agentinfer/sessions/{quote(result.wire_id, safe='')}")
+    if told is None:
+        return False
+    lines = [line for line in told.get("recent_turns") or () if isinstance(line, dict)]
+    by_index = {line.get("turn"): line for line in lines}
+    for turn in result.turns:
+        line = by_index.get(turn.index, {})
+        turn.server = {key: line[key] for key in _TURN_KEYS if isinstance(line.get(key), int | float)}
+    return True

@@ -279,6 +279,18 @@ def test_cached_tokens_and_queue_times_come_from_the_session_route_too() -> None
     assert done.sessions[0].turns[2].server == {"cached_tokens": 10, "queue_s": 0.25}
 
 
+def test_turns_that_the_server_writes_down_late_are_asked_for_again() -> None:
+    fake = FakeServer(reports_cache=False, server_turns={"s": [{"turn": 0, "cached_tokens": 3}]}, written_after=2)
+    assert run(fake, [a_session("s", 1)]).result["prompt_tokens_cached"] == 3
+    assert fake.asked == 3
+
+
+def test_a_session_keeps_its_connection_to_the_end_of_each_reply() -> None:
+    fake = FakeServer()
+    run(fake, [a_session("s", 5)])
+    assert len(fake.connections) == 1
+
+
 def test_cached_tokens_of_a_part_of_the_turns_say_so() -> None:
     told = {"s": [{"turn": 2, "cached_tokens": 7}]}
     result = run(FakeServer(reports_cache=False, server_turns=told), [a_session("s", 3)]).result
