@@ -25,6 +25,7 @@ class FakeServer:
     reports_cache: bool | None = True
     tokenizes: bool = True
     pause_s: float = 0.0
+    end_pause_s: float = 0.0
     calls_apart: bool = False
     model: str = "fake"
     context_tokens: int | None = 8192
@@ -113,6 +114,8 @@ class FakeServer:
             usage["prompt_tokens_details"] = {"cached_tokens": prompt_tokens // 2}
         await send(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
+        if self.end_pause_s:
+            await asyncio.sleep(self.end_pause_s)
         return response
 
     async def _send_piece(self, response: web.StreamResponse, piece: str) -> None:

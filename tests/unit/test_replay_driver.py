@@ -286,7 +286,7 @@ def test_turns_that_the_server_writes_down_late_are_asked_for_again() -> None:
 
 
 def test_a_session_keeps_its_connection_to_the_end_of_each_reply() -> None:
-    fake = FakeServer()
+    fake = FakeServer(end_pause_s=0.02)
     run(fake, [a_session("s", 5)])
     assert len(fake.connections) == 1
 
