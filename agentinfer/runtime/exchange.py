@@ -18,14 +18,19 @@ MAX_CAPTURED_BYTES = 64 << 20
 
 
 class Exchange:
-    """One request's bytes in and answer out, with what became of them."""
+    """One request's bytes in and answer out, with what became of them.
+
+    `on_complete`, where set, is called once, right after the last byte was handed over and before the event loop can
+    read another request: a client's next turn never overtakes the end of this one.
+    """
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._unread: list[Message] = []
         self._status = 0
-        self._is_complete = False
+        self.is_complete = False
         self._client_left = False
+        self.on_complete: Callable[[], None] | None = None
         self.body = b""
         self.content_type = ""
         self.answer = bytearray()
@@ -42,7 +47,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         message = self._unread.pop(0) if self._unread else await self._receive()
-        if message["type"] == "http.disconnect" and not self._is_complete:
+        if message["type"] == "http.disconnect" and not self.is_complete:
             self._client_left = True
         return message
 
@@ -55,11 +60,13 @@ class Exchange:
         elif message["type"] == "http.response.body":
             if len(self.answer) < MAX_CAPTURED_BYTES:
                 self.answer += message.get("body", b"")
-            self._is_complete = not message.get("more_body", False)
+            self.is_complete = not message.get("more_body", False)
+            if self.is_complete and self.on_complete is not None:
+                self.on_complete()
 
     @property
     def outcome(self) -> Outcome:
         """`ok`, `client_gone` (it left before the whole answer) or `error`."""
-        if self._client_left or (self._status and not self._is_complete):
+        if self._client_left or (self._status and not self.is_complete):
             return "client_gone"
         return "ok" if 200 <= self._status < 300 else "error"

@@ -102,12 +102,18 @@ class FollowTurns:
         if followed is None:
             await self._app(scope, exchange.receive, exchange.send)
             return
+
+        def finish() -> None:
+            follower.finish(followed, exchange.outcome, exchange.content_type, bytes(exchange.answer))
+
+        exchange.on_complete = finish
         token = current_turn.set(followed)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         finally:
             current_turn.reset(token)
-            follower.finish(followed, exchange.outcome, exchange.content_type, bytes(exchange.answer))
+            if not exchange.is_complete:
+                finish()
 
     def _begin(self, follower: TurnFollower, scope: Scope, raw: bytes) -> FollowedTurn | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
