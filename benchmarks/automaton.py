@@ -205,7 +205,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": next(models_named, platform.machine()),
         "cpu_count": os.cpu_count(),
-        "load_average_before": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "numpy": np.__version__,
         "agentinfer": metadata.version("agentinfer"),

@@ -25,8 +25,8 @@ class Match:
 
 class Continuation:
     """
-    A token that followed a state's strings `count` times, the latest time at position `latest_end`; `state` is where
-    it leads.
+    A token that followed a state's strings `count` times, the latest time at position `latest_end`;
+    `state` is where it leads.
     """
 
     @property
@@ -47,9 +47,9 @@ class Continuation:
 
 class StateInfo:
     """
-    The strings of `shortest` to `longest` tokens that end at the same positions. `link` is the state of
-    the next shorter suffix (None for the root); `count` and `latest_end` are None where `shortest`
-    exceeds max_match + 1, and `latest_end` also before the first token.
+    The strings of `shortest` to `longest` tokens that end at the same positions. `link` is the
+    state of the next shorter suffix (None for the root); `count`, `latest_end` are None where
+    `shortest` exceeds max_match + 1, and `latest_end` also before the first token.
     """
 
     @property
@@ -131,7 +131,7 @@ class Cursor:
 
 def extend_batch(automata: Sequence[Automaton], tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64]) -> None:
     """
-    Extends automata[i] by tokens[offsets[i]:offsets[i + 1]]. All arrays are checked before any automaton changes.
+    Extends automata[i] by tokens[offsets[i]:offsets[i + 1]]. All is checked before any automaton changes.
     """
 
 def match_batch(cursors: Sequence[Cursor], tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64], states_out: numpy.typing.NDArray[numpy.int32], lengths_out: numpy.typing.NDArray[numpy.int32]) -> None:

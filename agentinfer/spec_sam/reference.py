@@ -18,7 +18,7 @@ Offsets = npt.NDArray[np.int64]
 
 ROOT = 0
 SEPARATOR = -1  # between two documents in `Automaton.tokens`; never a token
-_MAX_TOKENS = 1 << 30
+_MAX_TOKENS = 1 << 29
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ void check_match(const Automaton& automaton, const Tokens& text, const Tokens& s
   const auto limit = std::min<std::size_t>(stream.size(), automaton.max_match());
   std::size_t longest = limit;
   while (longest > 0 && look_everywhere(text, Tokens(stream.end() - longest, stream.end())).first == 0) --longest;
-  AGENTINFER_ICHECK(static_cast<std::size_t>(match.length) == longest, "match of ", match.length, ", expected ", longest);
+  AGENTINFER_ICHECK(static_cast<std::size_t>(match.length) == longest, "match of ", match.length, ", expected ",
+                    longest);
   if (longest == 0) return;
   const auto [count, latest_end] = look_everywhere(text, Tokens(stream.end() - longest, stream.end()));
   const StateInfo info = automaton.info(match.state);
@@ -66,8 +67,8 @@ void check_suffix_match(const Automaton& automaton, const Tokens& text) {
                     "suffix match of ", match.length, ", expected ", longest);
 }
 
-// Byte 0 sets max_match. Then: 0-7 append a token (0-2 often, 6 one that is new, 7 the largest); 8 start a document; 9 read the last text again (a long repeat);
-// 10 rematch; else advance the cursor by a token.
+// Byte 0 sets max_match. Then: 0-7 append a token (0-2 often, 6 one that is new, 7 the largest); 8 start a document;
+// 9 read the last text again (a long repeat); 10 rematch; else advance the cursor by a token.
 void run_programme(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return;
   Automaton automaton(1 + data[0] % 9);

@@ -17,7 +17,7 @@ void check_tokens(const std::int32_t* tokens, std::size_t count) {
 Automaton::Automaton(std::int32_t max_match) : max_match_(max_match) {
   AGENTINFER_CHECK(max_match >= 1 && max_match <= kMaxTokens, "max_match is ", max_match, "; expected 1 to ",
                    kMaxTokens);
-  new_state(0);
+  new_recorded_state(Record{0, 0, -1, kNoEdge, kNoState}, false);
 }
 
 void Automaton::extend(const std::int32_t* tokens, std::size_t count) {
@@ -32,6 +32,7 @@ void Automaton::start_document() {
   if (document_length_ == 0) return;
   tokens_.push_back(kSeparator);
   ++num_separators_;
+  document_starts_.push_back(static_cast<std::int32_t>(tokens_.size()));
   document_length_ = 0;
   last_ = kRoot;
   tail_ = Match{};
@@ -43,8 +44,8 @@ Match Automaton::step(Match match, std::int32_t token) const {
   StateId next = target(match.state, token);
   while (next == kNoState) {
     if (match.state == kRoot) return Match{};
-    match.state = states_[match.state].link;
-    match.length = states_[match.state].longest;
+    match.state = slots_[match.state].link;
+    match.length = longest_of(match.state);
     next = target(match.state, token);
   }
   return settle(Match{next, std::min(match.length + 1, max_match_)});
@@ -52,10 +53,10 @@ Match Automaton::step(Match match, std::int32_t token) const {
 
 Match Automaton::suffix_match() const {
   Match match = settle(Match{tail_.state, std::min(tail_.length, max_match_)});
-  if (match.state != kRoot && states_[match.state].count == 1) {
+  if (match.state != kRoot && record_of(match.state).count == 1) {
     // The one occurrence is the end itself. The link's strings end at more positions than these, so they came before.
-    match.state = states_[match.state].link;
-    match.length = states_[match.state].longest;
+    match.state = slots_[match.state].link;
+    match.length = longest_of(match.state);
   }
   return match;
 }
@@ -69,9 +70,10 @@ StateId Automaton::find(const std::int32_t* tokens, std::size_t count) const {
 
 StateInfo Automaton::info(StateId state) const {
   check_state(state);
-  const State& record = states_[state];
-  const std::int32_t shortest = state == kRoot ? 0 : states_[record.link].longest + 1;
-  return {shortest, record.longest, record.link, shortest <= max_match_ + 1, record.count, record.latest_end};
+  const Record record = record_of(state);
+  const StateId link = slots_[state].link;
+  const std::int32_t shortest = state == kRoot ? 0 : longest_of(link) + 1;
+  return {shortest, record.longest, link, shortest <= max_match_ + 1, record.count, record.latest_end};
 }
 
 std::vector<Continuation> Automaton::continuations(StateId state, std::size_t limit) const {
@@ -85,7 +87,7 @@ std::vector<Continuation> Automaton::continuations(StateId state, std::size_t li
   std::vector<Continuation> best;  // a heap with the worst kept one on top
   if (limit == 0) return best;
   for_each_edge(state, [&](Edge edge) {
-    const State& after = states_[edge.target];
+    const Record after = record_of(edge.target);
     const Continuation seen{edge.token, edge.target, after.count, after.latest_end};
     if (best.size() == limit) {
       if (!is_better(seen, best.front())) return;
@@ -103,7 +105,7 @@ std::vector<Continuation> Automaton::continuations(StateId state, std::size_t li
 TokenSpan Automaton::following(StateId state, std::size_t limit) const {
   check_state(state);
   std::int32_t first = -1;
-  for_each_edge(state, [&](Edge edge) { first = std::max(first, states_[edge.target].latest_end); });
+  for_each_edge(state, [&](Edge edge) { first = std::max(first, record_of(edge.target).latest_end); });
   if (first < 0) return {};
   std::size_t end = first;
   while (end < tokens_.size() && end - first < limit && tokens_[end] != kSeparator) ++end;
@@ -111,70 +113,76 @@ TokenSpan Automaton::following(StateId state, std::size_t limit) const {
 }
 
 std::size_t Automaton::memory_bytes() const {
-  return sizeof(*this) + states_.capacity_bytes() + edges_.memory_bytes() + tokens_.capacity_bytes();
+  return sizeof(*this) + slots_.capacity_bytes() + records_.capacity_bytes() + edges_.memory_bytes() +
+         tokens_.capacity_bytes() + document_starts_.capacity() * sizeof(std::int32_t);
 }
 
 void Automaton::append(std::int32_t token) {
   const auto position = static_cast<std::int32_t>(tokens_.size());
+  const StateId old_last = last_;
   tokens_.push_back(token);
   ++document_length_;
-
-  const StateId old_last = last_;
   last_ = extend_state(old_last, token);
 
   // Strings of one state end at the same positions, so all those of the tail's state end the document, and its edge for
   // this token exists even where the state was just split; `settle` then finds the right part. Where the tail is in the
   // whole document's state, so is the next one, and the lookup is saved: that is every token of text not seen before.
   const StateId next = tail_.state == old_last ? last_ : target(tail_.state, token);
-  AGENTINFER_ICHECK(next != kNoState, "the document's suffix of ", tail_.length, " tokens has no edge for token ", token);
+  AGENTINFER_ICHECK(next != kNoState, "the document's suffix of ", tail_.length, " tokens lacks an edge for token ",
+                    token);
   tail_ = settle(Match{next, std::min(tail_.length + 1, max_match_ + 1)});
 
-  for (StateId state = tail_.state; state != kNoState; state = states_[state].link) {
-    State& record = states_[state];
+  for (StateId state = tail_.state; state != kNoState; state = slots_[state].link) {
+    ++num_count_updates_;
+    const Slot slot = slots_[state];
+    if (slot.is_fresh()) {  // occurs here for the first time, and says so already
+      AGENTINFER_DCHECK(slot.position() == position);
+      continue;
+    }
+    Record& record = records_[slot.record()];
     ++record.count;
     record.latest_end = position;
-    ++num_count_updates_;
-  }
-  if (State& created = states_[last_]; created.count == 0) {  // it stands only for strings too long to be counted
-    created.count = 1;
-    created.latest_end = position;
   }
 }
 
 StateId Automaton::extend_state(StateId last, std::int32_t token) {
-  const std::int32_t longest = states_[last].longest + 1;
-  if (const StateId seen = target(last, token); seen != kNoState) {
+  const bool is_after_fresh = slots_[last].is_fresh();  // its edge for this token is the text, as of now
+  if (const StateId seen = is_after_fresh ? kNoState : target(last, token); seen != kNoState) {
     // Only in a later document that begins like an earlier one: its prefix has a state, or becomes one by a split.
-    if (states_[seen].longest == longest) return seen;
-    const StateId clone = clone_state(seen, longest);
+    if (longest_of(seen) == document_length_) {
+      promote(seen);
+      return seen;
+    }
+    const StateId clone = clone_state(seen, document_length_);
     redirect(last, token, seen, clone);
     return clone;
   }
 
-  const StateId created = new_state(longest);
-  StateId ancestor = last;
+  slots_.push_back(Slot{kNoState, ~static_cast<std::int32_t>(tokens_.size() - 1)});
+  const auto created = static_cast<StateId>(slots_.size() - 1);
+  num_edges_ += is_after_fresh ? 1 : 0;
+  StateId ancestor = is_after_fresh ? slots_[last].link : last;
   StateId next = kNoState;
   while (ancestor != kNoState && (next = target(ancestor, token)) == kNoState) {
     add_edge(ancestor, token, created);
-    ancestor = states_[ancestor].link;
+    ancestor = slots_[ancestor].link;
   }
   if (ancestor == kNoState) {
-    states_[created].link = kRoot;
-  } else if (states_[next].longest == states_[ancestor].longest + 1) {
-    states_[created].link = next;
+    slots_[created].link = kRoot;
+  } else if (longest_of(next) == longest_of(ancestor) + 1) {
+    promote(next);
+    slots_[created].link = next;
   } else {
-    const StateId clone = clone_state(next, states_[ancestor].longest + 1);
+    const StateId clone = clone_state(next, longest_of(ancestor) + 1);
     redirect(ancestor, token, next, clone);
-    states_[created].link = clone;
+    slots_[created].link = clone;
   }
   return created;
 }
 
 // Splits `original`: its strings of up to `longest` tokens get a state of their own, with the same past.
 StateId Automaton::clone_state(StateId original, std::int32_t longest) {
-  const StateId clone = new_state(longest);
-  State& copy = states_[clone];
-  copy = states_[original];
+  Record copy = record_of(original);
   copy.longest = longest;
   if (copy.edge_token == kManyEdges) {
     copy.edge_target = edges_.duplicate(copy.edge_target);
@@ -182,21 +190,59 @@ StateId Automaton::clone_state(StateId original, std::int32_t longest) {
   } else if (copy.edge_token != kNoEdge) {
     ++num_edges_;
   }
-  states_[original].link = clone;
+  const StateId clone = new_recorded_state(copy, true);
+  slots_[clone].link = slots_[original].link;
+  slots_[original].link = clone;
   return clone;
 }
 
 void Automaton::redirect(StateId from, std::int32_t token, StateId original, StateId clone) {
-  for (; from != kNoState && target(from, token) == original; from = states_[from].link) set_target(from, token, clone);
+  for (; from != kNoState && target(from, token) == original; from = slots_[from].link) set_target(from, token, clone);
 }
 
-StateId Automaton::new_state(std::int32_t longest) {
-  states_.push_back(State{longest, kNoState, 0, -1, kNoEdge, kNoState});
-  return static_cast<StateId>(states_.size() - 1);
+StateId Automaton::new_recorded_state(Record record, bool is_clone) {
+  records_.push_back(record);
+  slots_.push_back(Slot{kNoState, static_cast<std::int32_t>((records_.size() - 1) * 2 + (is_clone ? 1 : 0))});
+  return static_cast<StateId>(slots_.size() - 1);
 }
+
+// Gives a fresh state the record that it had no need of so far.
+void Automaton::promote(StateId state) {
+  if (!slots_[state].is_fresh()) return;
+  records_.push_back(record_of(state));
+  slots_[state].reference = static_cast<std::int32_t>((records_.size() - 1) * 2);
+}
+
+Automaton::Record Automaton::record_of(StateId state) const {
+  const Slot slot = slots_[state];
+  if (!slot.is_fresh()) return records_[slot.record()];
+  Record record{longest_of(state), 1, slot.position(), kNoEdge, kNoState};
+  const std::size_t next = static_cast<std::size_t>(slot.position()) + 1;
+  if (next < tokens_.size() && tokens_[next] != kSeparator) {
+    record.edge_token = tokens_[next];
+    record.edge_target = next_prefix(state);
+  }
+  return record;
+}
+
+std::int32_t Automaton::longest_of(StateId state) const {
+  const Slot slot = slots_[state];
+  if (!slot.is_fresh()) return records_[slot.record()].longest;
+  const std::int32_t position = slot.position();
+  if (position >= document_starts_.back()) return position + 1 - document_starts_.back();
+  return position + 1 - *(std::upper_bound(document_starts_.begin(), document_starts_.end(), position) - 1);
+}
+
+// The states of consecutive prefixes are numbered one after the other, but for the clone the first one may have caused.
+StateId Automaton::next_prefix(StateId state) const { return slots_[state + 1].is_clone() ? state + 2 : state + 1; }
 
 StateId Automaton::target(StateId state, std::int32_t token) const {
-  const State& record = states_[state];
+  const Slot slot = slots_[state];
+  if (slot.is_fresh()) {
+    const std::size_t next = static_cast<std::size_t>(slot.position()) + 1;
+    return next < tokens_.size() && tokens_[next] == token ? next_prefix(state) : kNoState;
+  }
+  const Record& record = records_[slot.record()];
   if (record.edge_token >= 0) return record.edge_token == token ? record.edge_target : kNoState;
   if (record.edge_token == kNoEdge) return kNoState;
   const std::int32_t* found = edges_.find(record.edge_target, token);
@@ -204,8 +250,9 @@ StateId Automaton::target(StateId state, std::int32_t token) const {
 }
 
 void Automaton::add_edge(StateId state, std::int32_t token, StateId target) {
-  State& record = states_[state];
   ++num_edges_;
+  AGENTINFER_DCHECK(!slots_[state].is_fresh());  // links, and a fresh state is never one
+  Record& record = records_[slots_[state].record()];
   if (record.edge_token == kManyEdges) {
     record.edge_target = edges_.add(record.edge_target, Edge{token, target});
   } else if (record.edge_token == kNoEdge) {
@@ -217,8 +264,10 @@ void Automaton::add_edge(StateId state, std::int32_t token, StateId target) {
   }
 }
 
+// The edge is there, and its state is one that others link to or that a second document runs through: not fresh.
 void Automaton::set_target(StateId state, std::int32_t token, StateId target) {
-  State& record = states_[state];
+  AGENTINFER_DCHECK(!slots_[state].is_fresh());
+  Record& record = records_[slots_[state].record()];
   if (record.edge_token == kManyEdges) {
     *edges_.find(record.edge_target, token) = target;
   } else {
@@ -227,132 +276,17 @@ void Automaton::set_target(StateId state, std::int32_t token, StateId target) {
   }
 }
 
-template <typename Visit>
-void Automaton::for_each_edge(StateId state, Visit&& visit) const {
-  const State& record = states_[state];
-  if (record.edge_token == kManyEdges) {
-    edges_.for_each(record.edge_target, visit);
-  } else if (record.edge_token != kNoEdge) {
-    visit(Edge{record.edge_token, record.edge_target});
-  }
-}
-
 // The state that holds the match's string of exactly that length, given a state of it or of a longer string it ends.
 Match Automaton::settle(Match match) const {
-  while (match.state != kRoot && match.length <= states_[states_[match.state].link].longest) {
-    match.state = states_[match.state].link;
+  while (match.state != kRoot && match.length <= longest_of(slots_[match.state].link)) {
+    match.state = slots_[match.state].link;
   }
   return match;
 }
 
 void Automaton::check_state(StateId state) const {
-  AGENTINFER_CHECK(state >= 0 && static_cast<std::size_t>(state) < states_.size(), "state is ", state,
-                   "; this automaton has states 0 to ", states_.size() - 1);
-}
-
-void Automaton::check_integrity() const {
-  check_links();
-  check_edges();
-  check_counts();
-}
-
-void Automaton::check_links() const {
-  AGENTINFER_ICHECK(states_[kRoot].longest == 0 && states_[kRoot].link == kNoState,
-                    "rule root: state 0 must stand for the empty string and have no link");
-  for (StateId state = 1; static_cast<std::size_t>(state) < states_.size(); ++state) {
-    const StateId link = states_[state].link;
-    AGENTINFER_ICHECK(link >= 0 && static_cast<std::size_t>(link) < states_.size(), "rule link: state ", state,
-                      " links to ", link, ", which does not exist");
-    AGENTINFER_ICHECK(states_[link].longest < states_[state].longest, "rule link: state ", state, " of length ",
-                      states_[state].longest, " links to ", link, " of length ", states_[link].longest,
-                      "; expected a shorter one");
-  }
-}
-
-void Automaton::check_edges() const {
-  std::size_t num_edges = 0;
-  std::size_t num_slots = 0;
-  std::vector<std::int32_t> num_primary(states_.size(), 0);
-  for (StateId state = 0; static_cast<std::size_t>(state) < states_.size(); ++state) {
-    const State& record = states_[state];
-    if (record.edge_token == kManyEdges) num_slots += edges_.slots(record.edge_target);
-    for_each_edge(state, [&](Edge edge) {
-      ++num_edges;
-      AGENTINFER_ICHECK(edge.target > 0 && static_cast<std::size_t>(edge.target) < states_.size(), "rule edge: state ",
-                        state, " has an edge to ", edge.target, ", which does not exist");
-      const State& after = states_[edge.target];
-      AGENTINFER_ICHECK(after.latest_end >= 0 && tokens_[after.latest_end] == edge.token, "rule label: the edge from ",
-                        state, " to ", edge.target, " has token ", edge.token,
-                        "; the text where the target's strings end has another");
-      AGENTINFER_ICHECK(target(state, edge.token) == edge.target, "rule lookup: state ", state, " does not find its edge ",
-                        edge.token);
-      AGENTINFER_ICHECK(after.longest > record.longest && states_[after.link].longest <= record.longest,
-                        "rule length: the edge from ", state, " to ", edge.target, " leads out of its string lengths");
-      if (after.longest != record.longest + 1) return;
-      // The edge on the target's longest string: exactly one, and it determines the link.
-      num_primary[edge.target] += 1;
-      StateId ancestor = state;
-      StateId expected = edge.target;
-      while (ancestor != kNoState && expected == edge.target) {
-        ancestor = states_[ancestor].link;
-        expected = ancestor == kNoState ? kRoot : target(ancestor, edge.token);
-        AGENTINFER_ICHECK(expected != kNoState, "rule suffix: state ", ancestor, " lacks the edge ", edge.token,
-                          " that a longer string of state ", state, " has");
-      }
-      AGENTINFER_ICHECK(after.link == expected, "rule link: state ", edge.target, " links to ", after.link,
-                        "; its longest proper suffix elsewhere is in state ", expected);
-    });
-  }
-  for (std::size_t state = 1; state < states_.size(); ++state) {
-    AGENTINFER_ICHECK(num_primary[state] == 1, "rule primary: state ", state, " has ", num_primary[state],
-                      " edges on its longest string; expected 1");
-  }
-  AGENTINFER_ICHECK(num_edges == num_edges_, "rule edges: ", num_edges_, " were counted, ", num_edges, " are there");
-  AGENTINFER_ICHECK(num_slots + edges_.slots_free() == edges_.slots_total(), "rule arena: ", num_slots, " slots in use and ",
-                    edges_.slots_free(), " free are not the arena's ", edges_.slots_total());
-}
-
-// Reads the text again from the root: each position is one occurrence of its prefix's state and of all links above it.
-void Automaton::check_counts() const {
-  std::vector<std::uint32_t> counts(states_.size(), 0);
-  std::vector<std::int32_t> latest_ends(states_.size(), -1);
-  std::size_t num_separators = 0;
-  Match whole;
-  for (std::size_t position = 0; position < tokens_.size(); ++position) {
-    if (tokens_[position] == kSeparator) {
-      ++num_separators;
-      whole = Match{};
-      continue;
-    }
-    whole = Match{target(whole.state, tokens_[position]), whole.length + 1};
-    AGENTINFER_ICHECK(whole.state != kNoState, "rule text: the document at position ", position, " is not recognised");
-    ++counts[whole.state];
-    latest_ends[whole.state] = static_cast<std::int32_t>(position);
-  }
-  AGENTINFER_ICHECK(num_separators == num_separators_ && whole.length == document_length_ && whole.state == last_,
-                    "rule document: the current document ends in state ", last_, " after ", document_length_,
-                    " tokens; the text says state ", whole.state, " after ", whole.length);
-  const Match tail = settle(Match{last_, std::min(document_length_, max_match_ + 1)});
-  AGENTINFER_ICHECK(tail_.state == tail.state && tail_.length == tail.length, "rule tail: the document's suffix of ",
-                    tail.length, " tokens is in state ", tail.state, "; kept are ", tail_.length, " tokens in state ",
-                    tail_.state);
-
-  std::vector<StateId> by_length(states_.size());
-  for (std::size_t state = 0; state < states_.size(); ++state) by_length[state] = static_cast<StateId>(state);
-  std::sort(by_length.begin(), by_length.end(),
-            [this](StateId left, StateId right) { return states_[left].longest > states_[right].longest; });
-  for (const StateId state : by_length) {
-    const State& record = states_[state];
-    const bool is_counted = info(state).is_counted;
-    AGENTINFER_ICHECK(is_counted ? record.count == counts[state] : record.count <= counts[state], "rule count: state ",
-                      state, " has count ", record.count, "; it occurs ", counts[state], " times");
-    AGENTINFER_ICHECK(is_counted ? record.latest_end == latest_ends[state] : record.latest_end <= latest_ends[state],
-                      "rule latest: state ", state, " has latest end ", record.latest_end, "; the text has it at ",
-                      latest_ends[state]);
-    if (record.link == kNoState) continue;
-    counts[record.link] += counts[state];
-    latest_ends[record.link] = std::max(latest_ends[record.link], latest_ends[state]);
-  }
+  AGENTINFER_CHECK(state >= 0 && static_cast<std::size_t>(state) < slots_.size(), "state is ", state,
+                   "; this automaton has states 0 to ", slots_.size() - 1);
 }
 
 }  // namespace agentinfer::spec_sam

@@ -1,15 +1,19 @@
 // An incremental suffix automaton over int32 tokens that counts occurrences exactly while it grows.
 //
-// Construction: Blumer et al., "The smallest automaton recognizing the subwords of a text", Theoretical Computer Science
-// 40 (1985), in the generalised form for several documents (Mohri, Moreno, Weinstein, "General suffix automaton
-// construction algorithm and space bounds", 2009, section 4): a document starts again at the root and follows the states
-// that are there already, so no string runs across a document's end. Amortised constant work and at most two states a token.
+// Construction: Blumer et al., "The smallest automaton recognizing the subwords of a text", Theoretical Computer
+// Science 40 (1985), in the generalised form for several documents (Mohri, Moreno, Weinstein, "General suffix automaton
+// construction algorithm and space bounds", 2009, section 4): a document starts again at the root and follows the
+// states that are there already, so no string runs across a document's end. Amortised constant work and at most two
+// states a token.
 //
 // Counts: a string occurs where a state below its own in the tree of suffix links ends, so exact counts need every
 // state on the link path of each new prefix to be raised. Those paths are as long as the text is periodic. We bound the
-// work instead of the accuracy: strings of up to `max_match` + 1 tokens are counted, and the walk starts at the state of
-// the document's suffix of that length. It visits at most max_match + 2 states, each count it keeps is exact after every
-// token, and there is no deferred recount that would stall a decoding step.
+// work instead of the accuracy: strings of up to `max_match` + 1 tokens are counted, and the walk starts at the state
+// of the document's suffix of that length. It visits at most max_match + 2 states, each count it keeps is exact after
+// every token, and there is no deferred recount that would stall a decoding step.
+//
+// Memory: two thirds of the states of a text that is not periodic are prefixes of a document that occur once, and all
+// about such a state follows from the text and its position. It takes 8 bytes; only the others have a record.
 //
 // Not thread-safe: callers order writers against readers. A Cursor or Match never dangles: states are never removed.
 #pragma once
@@ -59,7 +63,7 @@ void check_tokens(const std::int32_t* tokens, std::size_t count);
 
 class Automaton {
  public:
-  static constexpr std::int32_t kMaxTokens = 1 << 30;  // state ids are int32 and there are up to two states a token
+  static constexpr std::int32_t kMaxTokens = 1 << 29;  // up to two states a token; 30 bits for a record
 
   explicit Automaton(std::int32_t max_match);
 
@@ -86,7 +90,7 @@ class Automaton {
   std::int32_t max_match() const { return max_match_; }
   std::size_t num_tokens() const { return tokens_.size() - num_separators_; }
   std::size_t num_documents() const { return num_separators_ + (document_length_ > 0 ? 1 : 0); }
-  std::size_t num_states() const { return states_.size(); }
+  std::size_t num_states() const { return slots_.size(); }
   std::size_t num_edges() const { return num_edges_; }
   TokenSpan tokens() const { return tokens_.span(0, tokens_.size()); }
   // What the arenas hold, their slack included.
@@ -95,20 +99,31 @@ class Automaton {
   std::uint64_t num_count_updates() const { return num_count_updates_; }
 
   // Recomputes every derived value from the tokens alone; InternalError names the broken rule and state. Linear time
-  // but for sorting; memory of some 30 bytes a state.
+  // but for sorting and the link walks; memory of some 16 bytes a state.
   void check_integrity() const;
 
  private:
-  // Most states have exactly one edge, so the first one lives here; a second one moves both to the edge store.
-  struct State {
-    std::int32_t longest;
+  // What every state has. A *fresh* state is a whole prefix of a document that occurs once, at `position()`: it is one
+  // token longer than the prefix before, and its only edge leads to the next prefix. No state links to it. As soon as
+  // it occurs again or becomes a link it is given a record, and keeps its number.
+  struct Slot {
     StateId link;
+    std::int32_t reference;  // ~position of a fresh state, else the record's index * 2 + (1 for a clone)
+
+    bool is_fresh() const { return reference < 0; }
+    bool is_clone() const { return reference >= 0 && (reference & 1) != 0; }
+    std::int32_t position() const { return ~reference; }
+    std::int32_t record() const { return reference >> 1; }
+  };
+  // Most states have exactly one edge, so the first one lives here; a second one moves both to the edge store.
+  struct Record {
+    std::int32_t longest;
     std::uint32_t count;
     std::int32_t latest_end;
     std::int32_t edge_token;   // the only edge's token, or kNoEdge, or kManyEdges
     std::int32_t edge_target;  // its target; with kManyEdges the block in the edge store
   };
-  static_assert(sizeof(State) == 24, "the documented bytes per token count on it");
+  static_assert(sizeof(Slot) == 8 && sizeof(Record) == 20, "the documented bytes per token count on it");
   static constexpr std::int32_t kNoEdge = -1;
   static constexpr std::int32_t kManyEdges = -2;
 
@@ -116,8 +131,13 @@ class Automaton {
   StateId extend_state(StateId last, std::int32_t token);
   StateId clone_state(StateId original, std::int32_t longest);
   void redirect(StateId from, std::int32_t token, StateId original, StateId clone);
-  StateId new_state(std::int32_t longest);
+  StateId new_recorded_state(Record record, bool is_clone);
+  void promote(StateId state);
 
+  // A fresh state's record is made up on the spot.
+  Record record_of(StateId state) const;
+  std::int32_t longest_of(StateId state) const;
+  StateId next_prefix(StateId state) const;
   StateId target(StateId state, std::int32_t token) const;
   void add_edge(StateId state, std::int32_t token, StateId target);
   void set_target(StateId state, std::int32_t token, StateId target);
@@ -131,16 +151,28 @@ class Automaton {
   void check_counts() const;
 
   std::int32_t max_match_;
-  PodVector<State> states_;
+  PodVector<Slot> slots_;
+  PodVector<Record> records_;
   EdgeStore edges_;
   TokenLog tokens_;
   std::size_t num_edges_ = 0;
   std::size_t num_separators_ = 0;
+  std::vector<std::int32_t> document_starts_{0};  // positions, the current document's last
   std::uint64_t num_count_updates_ = 0;
 
-  StateId last_ = kRoot;               // the state of the whole current document
+  StateId last_ = kRoot;  // the state of the whole current document
   std::int32_t document_length_ = 0;
-  Match tail_;                         // its suffix of at most max_match + 1 tokens: where counting starts
+  Match tail_;  // its suffix of at most max_match + 1 tokens: where counting starts
 };
+
+template <typename Visit>
+void Automaton::for_each_edge(StateId state, Visit&& visit) const {
+  const Record record = record_of(state);
+  if (record.edge_token == kManyEdges) {
+    edges_.for_each(record.edge_target, visit);
+  } else if (record.edge_token != kNoEdge) {
+    visit(Edge{record.edge_token, record.edge_target});
+  }
+}
 
 }  // namespace agentinfer::spec_sam

@@ -1,10 +1,9 @@
 // Python's view of the core: validates arrays, orders threads, releases the interpreter lock. No algorithm lives here.
 //
 // Any method may be called from any thread. Each automaton has a lock of its own: one writer or many readers. The
-// interpreter lock is released before waiting for it and for all work on token arrays. A Cursor reads its automaton, and
-// its own match and history have a second lock, taken after the automaton's.
+// interpreter lock is released before waiting for it and for all work on token arrays. A Cursor reads its automaton,
+// and its own match and history have a second lock, taken after the automaton's.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -19,6 +18,7 @@
 #include <vector>
 
 #include "automaton.h"
+#include "binding_arrays.h"
 #include "check.h"
 #include "cursor.h"
 
@@ -76,61 +76,6 @@ Lock lock_briefly(std::shared_mutex& mutex) {
 using ReadLock = std::shared_lock<std::shared_mutex>;
 using WriteLock = std::unique_lock<std::shared_mutex>;
 
-template <typename Element>
-struct Flat {
-  Element* data;
-  std::size_t size;
-};
-
-template <typename Element, typename Array>
-Flat<Element> flat(const Array& array, const char* name) {
-  using Value = std::remove_const_t<Element>;
-  const nb::dlpack::dtype wanted = nb::dtype<Value>();
-  const nb::dlpack::dtype seen = array.dtype();
-  const bool is_flat = array.ndim() == 1 && (array.shape(0) <= 1 || array.stride(0) == 1);
-  if (seen != wanted || !is_flat || array.device_type() != nb::device::cpu::value) {
-    static constexpr const char* kKinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-    std::string shape;
-    std::string strides;
-    for (std::size_t axis = 0; axis < array.ndim(); ++axis) {
-      shape += (axis ? ", " : "") + std::to_string(array.shape(axis));
-      strides += (axis ? ", " : "") + std::to_string(array.stride(axis));
-    }
-    throw agentinfer::CheckError(agentinfer::detail::concat(
-        name, ": expected a contiguous one-dimensional int", sizeof(Value) * 8, " array on the CPU, got ",
-        seen.code < 7 ? kKinds[seen.code] : "unknown", int{seen.bits}, " of shape (", shape, ") with strides (", strides,
-        ") elements on device type ", array.device_type()));
-  }
-  return {static_cast<Element*>(array.data()), array.ndim() == 0 ? 0 : array.shape(0)};
-}
-
-using InputArray = nb::ndarray<nb::ro>;
-using OutputArray = nb::ndarray<>;
-using TokenView = nb::ndarray<nb::numpy, const std::int32_t, nb::ndim<1>>;
-
-// Read-only, and alive for as long as the array is.
-TokenView view(agentinfer::TokenSpan span) {
-  using Owner = std::shared_ptr<const std::int32_t[]>;
-  static const std::int32_t kEmpty = 0;
-  const std::int32_t* data = span.size == 0 ? &kEmpty : span.data;
-  nb::capsule owner(new Owner(std::move(span.owner)), [](void* held) noexcept { delete static_cast<Owner*>(held); });
-  return TokenView(data, {span.size}, owner);
-}
-
-Flat<const std::int64_t> checked_offsets(const InputArray& array, std::size_t num_rows, std::size_t num_tokens) {
-  const auto offsets = flat<const std::int64_t>(array, "offsets");
-  AGENTINFER_CHECK(offsets.size == num_rows + 1, "offsets: expected ", num_rows + 1, " for ", num_rows, " rows, got ",
-                   offsets.size);
-  AGENTINFER_CHECK(offsets.data[0] == 0, "offsets[0]: expected 0, got ", offsets.data[0]);
-  for (std::size_t row = 0; row < num_rows; ++row) {
-    AGENTINFER_CHECK(offsets.data[row] <= offsets.data[row + 1], "offsets[", row + 1, "]: expected at least ",
-                     offsets.data[row], ", got ", offsets.data[row + 1]);
-  }
-  AGENTINFER_CHECK(offsets.data[num_rows] == static_cast<std::int64_t>(num_tokens), "offsets[", num_rows,
-                   "]: expected the number of tokens, ", num_tokens, ", got ", offsets.data[num_rows]);
-  return offsets;
-}
-
 template <typename Pointer>
 void check_present(const std::vector<Pointer>& rows, const char* name) {
   for (std::size_t row = 0; row < rows.size(); ++row) {
@@ -184,7 +129,9 @@ void bind_fields(nb::class_<Record>& bound, const char* name, std::pair<const ch
   (bound.def_ro(fields.first, fields.second), ...);
   bound.def(
       "__eq__",
-      [fields...](const Record& left, const Record& right) { return ((left.*fields.second == right.*fields.second) && ...); },
+      [fields...](const Record& left, const Record& right) {
+        return ((left.*fields.second == right.*fields.second) && ...);
+      },
       nb::is_operator(), nb::sig("def __eq__(self, other: object, /) -> bool"));
   bound.def("__repr__", [name, fields...](const Record& record) {
     std::string text;
@@ -198,21 +145,22 @@ void bind_fields(nb::class_<Record>& bound, const char* name, std::pair<const ch
 NB_MODULE(_core, module) {
   module.doc() = "The compiled suffix automaton. `agentinfer.spec_sam.reference` is its specification.";
 
-  auto match = nb::class_<Match>(module, "Match", "The last `length` tokens of a stream, found in the automaton's `state`.");
+  auto match =
+      nb::class_<Match>(module, "Match", "The last `length` tokens of a stream, found in the automaton's `state`.");
   bind_fields(match, "Match", std::pair{"state", &Match::state}, std::pair{"length", &Match::length});
 
   auto continuation = nb::class_<Continuation>(
       module, "Continuation",
-      "A token that followed a state's strings `count` times, the latest time at position `latest_end`; `state` is where\n"
-      "it leads.");
+      "A token that followed a state's strings `count` times, the latest time at position `latest_end`;\n"
+      "`state` is where it leads.");
   bind_fields(continuation, "Continuation", std::pair{"token", &Continuation::token},
               std::pair{"state", &Continuation::state}, std::pair{"count", &Continuation::count},
               std::pair{"latest_end", &Continuation::latest_end});
 
   nb::class_<StateInfo>(module, "StateInfo",
-                        "The strings of `shortest` to `longest` tokens that end at the same positions. `link` is the state of\n"
-                        "the next shorter suffix (None for the root); `count` and `latest_end` are None where `shortest`\n"
-                        "exceeds max_match + 1, and `latest_end` also before the first token.")
+                        "The strings of `shortest` to `longest` tokens that end at the same positions. `link` is the\n"
+                        "state of the next shorter suffix (None for the root); `count`, `latest_end` are None where\n"
+                        "`shortest` exceeds max_match + 1, and `latest_end` also before the first token.")
       .def_ro("shortest", &StateInfo::shortest)
       .def_ro("longest", &StateInfo::longest)
       .def_prop_ro("link", &link_of)
@@ -224,8 +172,9 @@ NB_MODULE(_core, module) {
         return info.is_counted && info.latest_end >= 0 ? std::optional<std::int32_t>(info.latest_end) : std::nullopt;
       });
 
-  nb::class_<SharedAutomaton>(module, "Automaton",
-                              "A suffix automaton that grows by tokens. Any thread may call any method; see the reference.")
+  nb::class_<SharedAutomaton>(
+      module, "Automaton",
+      "A suffix automaton that grows by tokens. Any thread may call any method; see the reference.")
       .def(nb::new_([](std::int32_t max_match) { return std::make_shared<SharedAutomaton>(max_match); }),
            "max_match"_a = 64)
       .def_prop_ro("max_match", [](const SharedAutomaton& self) { return self.core.max_match(); })
@@ -310,7 +259,8 @@ NB_MODULE(_core, module) {
             const auto lock = lock_briefly<ReadLock>(self.mutex);
             return view(self.core.following(state, limit));
           },
-          "state"_a, "limit"_a, nb::sig("def following(self, state: int, limit: int) -> numpy.typing.NDArray[numpy.int32]"))
+          "state"_a, "limit"_a,
+          nb::sig("def following(self, state: int, limit: int) -> numpy.typing.NDArray[numpy.int32]"))
       .def("memory_bytes",
            [](SharedAutomaton& self) {
              const auto lock = lock_briefly<ReadLock>(self.mutex);
@@ -354,11 +304,13 @@ NB_MODULE(_core, module) {
       });
 
   module.def("extend_batch", &extend_batch, "automata"_a, "tokens"_a, "offsets"_a,
-             nb::sig("def extend_batch(automata: collections.abc.Sequence[Automaton], tokens: numpy.typing.NDArray[numpy.int32], "
+             nb::sig("def extend_batch(automata: collections.abc.Sequence[Automaton], "
+                     "tokens: numpy.typing.NDArray[numpy.int32], "
                      "offsets: numpy.typing.NDArray[numpy.int64]) -> None"),
-             "Extends automata[i] by tokens[offsets[i]:offsets[i + 1]]. All arrays are checked before any automaton changes.");
+             "Extends automata[i] by tokens[offsets[i]:offsets[i + 1]]. All is checked before any automaton changes.");
   module.def("match_batch", &match_batch, "cursors"_a, "tokens"_a, "offsets"_a, "states_out"_a, "lengths_out"_a,
-             nb::sig("def match_batch(cursors: collections.abc.Sequence[Cursor], tokens: numpy.typing.NDArray[numpy.int32], "
+             nb::sig("def match_batch(cursors: collections.abc.Sequence[Cursor], "
+                     "tokens: numpy.typing.NDArray[numpy.int32], "
                      "offsets: numpy.typing.NDArray[numpy.int64], states_out: numpy.typing.NDArray[numpy.int32], "
                      "lengths_out: numpy.typing.NDArray[numpy.int32]) -> None"),
              "Advances cursors[i] by tokens[offsets[i]:offsets[i + 1]] and writes its match into the caller's arrays.");

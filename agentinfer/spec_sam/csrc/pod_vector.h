@@ -1,6 +1,6 @@
 // A growable array of plain records, for the arenas of the automaton.
 //
-// std::vector doubles and copies: at growth it holds three times what it needs. This one grows by a quarter through
+// std::vector doubles and copies: at growth it holds three times what it needs. This one grows by an eighth through
 // realloc, which moves pages instead of bytes for large blocks on Linux, so slack and peak stay small.
 #pragma once
 
@@ -53,7 +53,7 @@ class PodVector {
   // References and pointers into the array are invalid afterwards.
   void reserve(std::size_t wanted) {
     if (wanted <= capacity_) return;
-    std::size_t capacity = capacity_ + capacity_ / 4 + 16;
+    std::size_t capacity = capacity_ + capacity_ / 8 + 16;
     if (capacity < wanted) capacity = wanted;
     void* grown = std::realloc(static_cast<void*>(data_), capacity * sizeof(T));
     if (grown == nullptr) throw std::bad_alloc();

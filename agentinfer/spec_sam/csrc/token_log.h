@@ -37,7 +37,7 @@ class TokenLog {
 
   void reserve(std::size_t wanted) {
     if (wanted <= capacity_) return;
-    const std::size_t capacity = std::max(wanted, capacity_ + capacity_ / 2 + 16);
+    const std::size_t capacity = std::max(wanted, capacity_ + capacity_ / 8 + 16);
     std::shared_ptr<std::int32_t[]> grown(new std::int32_t[capacity]);
     std::copy(block_.get(), block_.get() + size_, grown.get());
     block_ = std::move(grown);
