@@ -1,197 +1,148 @@
-"""Our CPU attention and float32 products against upstream's `torch_native`, in two servers measured in turn.
+"""The attention of one forward pass (30 layers of SmolLM2-135M's shape), ours against upstream's `torch_native`, alone.
 
     python benchmarks/cpu_attention.py --out benchmarks/results/cpu_attention.json
 
-Both servers are stock `sglang.launch_server` and stay up; each sample of the one is followed or preceded by the same
-request to the other, so that a neighbour's load falls on both. One request runs at a time: an idle server sleeps.
+In one process, on random keys in scattered slots, the two in turn; no model and no server. Verify has no upstream
+figure: upstream's backend does not know it. `cpu_engine.py` measures whole servers.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.metadata
 import json
 import os
-import platform
-import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from agentinfer.models import prepare
+import torch
+from cpu_engine import machine, spread
 
-MODEL = "smollm2-135m"
-VARIANTS = {"ours": "0", "stock": "1"}  # AGENTINFER_CPU_STOCK_ATTENTION
-DECODE_STEPS = 24
+LAYERS, HEADS, KV_HEADS, DIM = 30, 9, 3, 64
+NUM_SLOTS = 20_000
 
-
-@dataclass(frozen=True)
-class Case:
-    """Seconds of a prefill of `prompt_tokens`, or of one decode step of `batch` sequences with that context."""
-
-    kind: str
-    prompt_tokens: int
-    batch: int = 1
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {self.prompt_tokens} tokens" + (f" x {self.batch}" if self.kind == "decode" else "")
-
-
+# name, mode, (cached tokens, new tokens) of each sequence
 CASES = (
-    Case("prefill", 128),
-    Case("prefill", 1024),
-    Case("decode", 32),
-    Case("decode", 32, 4),
-    Case("decode", 32, 8),
-    Case("decode", 1024),
+    ("prefill 128", "EXTEND", [(0, 128)]),
+    ("prefill 1024", "EXTEND", [(0, 1024)]),
+    ("prefill 128 behind 1024 cached", "EXTEND", [(1024, 128)]),
+    ("decode 1 at 64", "DECODE", [(63, 1)]),
+    ("decode 1 at 1024", "DECODE", [(1023, 1)]),
+    ("decode 1 at 4096", "DECODE", [(4095, 1)]),
+    ("decode 8 at 64", "DECODE", [(60 + i, 1) for i in range(8)]),
+    ("decode 8 at 200 to 1600", "DECODE", [(200 * (i + 1) - 1, 1) for i in range(8)]),
+    ("verify 8 at 1024", "TARGET_VERIFY", [(1023, 8)]),
 )
 
 
-class Server:
-    """`python -m sglang.launch_server` in a process group of its own."""
+class Pool:
+    """One KV pool that all layers share: their contents do not matter, their sizes do."""
 
-    def __init__(self, dtype: str, stock: str, threads: int, log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        model = str(prepare(MODEL, dtype=dtype))
-        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--dtype", dtype]
-        command += ["--port", self.url.rpartition(":")[2], "--max-total-tokens", "16384", "--max-running-requests", "8"]
-        environment = {
-            **os.environ,
-            "AGENTINFER_CPU_STOCK_ATTENTION": stock,
-            "OMP_NUM_THREADS": str(threads),
-            "HF_HUB_OFFLINE": "1",
-        }
-        with log.open("wb") as sink:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        self.log = log
+    def __init__(self, dtype: torch.dtype, generator: torch.Generator) -> None:
+        self.keys = torch.randn(NUM_SLOTS, KV_HEADS, DIM, generator=generator).to(dtype)
+        self.values = torch.randn(NUM_SLOTS, KV_HEADS, DIM, generator=generator).to(dtype)
 
-    def wait(self, timeout_s: float = 180.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                break
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/health", timeout=2):
-                return
-            time.sleep(0.5)
-        raise SystemExit(f"the server did not come up; its log is {self.log}")
+    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.keys
 
-    def seconds(self, prompts: list[list[int]], new_tokens: int) -> float:
-        sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
-        body = json.dumps({"input_ids": prompts, "sampling_params": sampling}).encode()
-        request = urllib.request.Request(self.url + "/generate", body, {"content-type": "application/json"})
-        start = time.perf_counter()
-        with urllib.request.urlopen(request, timeout=300) as response:
-            response.read()
-        return time.perf_counter() - start
+    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.values
 
-    def stop(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(self.process.pid, number)
-                self.process.wait(10)
+    def set_kv_buffer(self, layer: Any, where: Any, k: torch.Tensor, v: torch.Tensor) -> None:
+        self.keys[where.loc], self.values[where.loc] = k.view(-1, KV_HEADS, DIM), v.view(-1, KV_HEADS, DIM)
 
 
-def sample(server: Server, case: Case, prompts: list[list[int]]) -> float:
-    """Seconds of the prefill, or of one decode step: what more tokens take beyond the first, whose prompt is cached."""
-    first = server.seconds(prompts, 1)
-    if case.kind == "prefill":
-        return first
-    cached = server.seconds(prompts, 1)
-    return (server.seconds(prompts, 1 + DECODE_STEPS) - cached) / DECODE_STEPS
+def forward_pass(backend: Any, batch: Any, layers: list[Any], q: torch.Tensor, k: torch.Tensor) -> float:
+    start = time.perf_counter()
+    backend.init_forward_metadata(batch)
+    for layer in layers:
+        backend.forward(q, k, k, layer, batch)
+    return time.perf_counter() - start
 
 
-def measure(servers: dict[str, Server], case: Case, repeats: int, rng: random.Random) -> dict[str, Any]:
-    samples: dict[str, list[float]] = {name: [] for name in servers}
-    for repeat in range(-1, repeats):  # the first pair warms up
-        prompts = [[rng.randrange(100, 40_000) for _ in range(case.prompt_tokens)] for _ in range(case.batch)]
-        order = list(servers) if repeat % 2 else list(servers)[::-1]
-        for name in order:
-            seconds = sample(servers[name], case, prompts)
+def measure(dtype: torch.dtype, mode: str, spans: list[tuple[int, int]], repeats: int, seed: int) -> dict[str, Any]:
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    from agentinfer.runtime.cpu.attention import CpuAttnBackend
+
+    generator = torch.Generator().manual_seed(seed)
+    slots = torch.randperm(NUM_SLOTS, generator=generator)
+    table = torch.zeros(len(spans), max(sum(span) for span in spans), dtype=torch.int32)
+    taken, written = 0, []
+    for row, (cached, new) in enumerate(spans):
+        table[row, : cached + new] = slots[taken : taken + cached + new].int()
+        written.append(slots[taken + cached : taken + cached + new])
+        taken += cached + new
+    runner = SimpleNamespace(
+        device="cpu",
+        req_to_token_pool=SimpleNamespace(req_to_token=table),
+        token_to_kv_pool=Pool(dtype, generator),
+    )
+    forward_mode = ForwardMode[mode]
+    new_lens = torch.tensor([new for _, new in spans])
+    batch = SimpleNamespace(
+        forward_mode=forward_mode,
+        req_pool_indices=torch.arange(len(spans)),
+        seq_lens=torch.tensor([cached + (0 if mode == "TARGET_VERIFY" else new) for cached, new in spans]),
+        extend_seq_lens=new_lens,
+        extend_prefix_lens=torch.tensor([cached for cached, _ in spans]),
+        out_cache_loc=torch.cat(written),
+        encoder_lens=None,
+        spec_info=SimpleNamespace(draft_token_num=spans[0][1], custom_mask=None, tree_topk=1),
+    )
+    num_tokens = int(new_lens.sum())
+    q = torch.randn(num_tokens, HEADS * DIM, generator=generator).to(dtype)
+    k = torch.randn(num_tokens, KV_HEADS * DIM, generator=generator).to(dtype)
+    layers = [RadixAttention(HEADS, DIM, DIM**-0.5, KV_HEADS, layer_id=0) for _ in range(LAYERS)]
+
+    backends: dict[str, Any] = {"ours": CpuAttnBackend(runner)}
+    if mode != "TARGET_VERIFY":
+        backends["stock"] = TorchNativeAttnBackend(runner)
+    samples: dict[str, list[float]] = {name: [] for name in backends}
+    for repeat in range(-1, repeats):  # the first round warms up
+        for name in list(backends)[:: 1 if repeat % 2 else -1]:
+            seconds = forward_pass(backends[name], batch, layers, q, k)
             if repeat >= 0:
                 samples[name].append(seconds)
-    ratios = [stock / ours for ours, stock in zip(samples["ours"], samples["stock"], strict=True)]
-    return {
-        "case": {**asdict(case), "name": case.name},
+    result: dict[str, Any] = {
         "seconds": {name: spread(values) for name, values in samples.items()},
-        "speedup": spread(ratios),
         "samples_s": samples,
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median": median, "q1": low, "q3": high}
-
-
-def machine() -> dict[str, Any]:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in ("torch", "sglang", "agentinfer")},
-    }
-
-
-@contextlib.contextmanager
-def running(dtype: str, threads: int, log_dir: Path) -> Iterator[dict[str, Server]]:
-    servers: dict[str, Server] = {}
-    try:
-        for name, stock in VARIANTS.items():
-            servers[name] = Server(dtype, stock, threads, log_dir / f"cpu_attention-{dtype}-{name}.log")
-            servers[name].wait()
-        yield servers
-    finally:
-        for server in servers.values():
-            server.stop()
+    if "stock" in samples:
+        result["speedup"] = spread([b / a for a, b in zip(samples["ours"], samples["stock"], strict=True)])
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_attention.json"))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="OMP_NUM_THREADS of each server")
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-dir", type=Path, default=Path("/tmp"))
     arguments = parser.parse_args()
 
+    torch.set_num_threads(arguments.threads)
     results = []
-    for dtype in arguments.dtypes:
-        with running(dtype, arguments.threads, arguments.log_dir) as servers:
-            rng = random.Random(arguments.seed)
-            for case in CASES:
-                result = {"dtype": dtype, **measure(servers, case, arguments.repeats, rng)}
-                results.append(result)
-                ours, stock = (result["seconds"][name]["median"] * 1e3 for name in VARIANTS)
-                gain = result["speedup"]
-                print(
-                    f"{dtype:9} {case.name:24} ours {ours:8.1f} ms  stock {stock:8.1f} ms  "
-                    f"{gain['median']:.2f}x [{gain['q1']:.2f}, {gain['q3']:.2f}]",
-                    flush=True,
-                )
+    with torch.inference_mode():
+        for dtype in (torch.bfloat16, torch.float32):
+            for name, mode, spans in CASES:
+                measured = measure(dtype, mode, spans, arguments.repeats, arguments.seed)
+                short = str(dtype).rpartition(".")[2]
+                results.append({"dtype": short, "case": {"name": name, "mode": mode, "spans": spans}, **measured})
+                medians = {k: statistics.median(v) * 1e3 for k, v in measured["samples_s"].items()}
+                gain = measured.get("speedup")
+                versus = f"stock {medians['stock']:8.1f} ms  {gain['median']:5.2f}x" if gain else ""
+                print(f"{short:9} {name:32} ours {medians['ours']:8.1f} ms  {versus}", flush=True)
     report = {
         "format": "agentinfer.benchmark.cpu_attention",
         "version": 1,
         "command": " ".join(["python", *sys.argv]),
-        "model": MODEL,
+        "shape": {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM},
         "seed": arguments.seed,
         "repeats": arguments.repeats,
         "threads": arguments.threads,
