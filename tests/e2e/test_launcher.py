@@ -74,7 +74,9 @@ def test_model_that_is_not_there_ends_the_launcher_with_its_name(tmp_path) -> No
 
 
 def test_schedulers_behind_a_data_parallel_controller_are_proved(launch: Callable[..., LiveServer]) -> None:
-    live = launch("--dp-size", "2")
+    cores = sorted(os.sched_getaffinity(0))
+    # Without a GPU the engine wants a NUMA node a scheduler, unless it is told which cores to take.
+    live = launch("--dp-size", "2", env={"SGLANG_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"})
     assert live.chat([{"role": "user", "content": "Hello"}])["choices"]
     assert "agentinfer ready: " in live.log.read_text()
 
