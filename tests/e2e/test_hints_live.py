@@ -16,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "Hello."}]
 BODIES = {
     "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 1},
     "/v1/completions": {"prompt": "Hello.", "max_tokens": 1},
-    "/v1/responses": {"input": "Hello.", "max_output_tokens": 1},
+    "/v1/responses": {"input": "Hello.", "max_output_tokens": 4},  # SGLang takes two off for itself
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 1},
     "/generate": {"text": "Hello.", "sampling_params": {"max_new_tokens": 1}},
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def test_a_clock_in_the_system_prompt_is_named_with_its_characters(server: LiveS
     assert "12:00:01" in finding["before"]
     assert "12:00:07" in finding["now"]
     assert finding["tokens_lost"] > 50
-    logged = [line for line in server.log.read_text().splitlines() if session["id"] in line]
+    logged = [line for line in server.log.read_text().splitlines() if f"session {session['id']} turn" in line]
     assert len(logged) == 1
     assert "system changed at message 0" in logged[0]
     assert 'agentinfer_turn_prefix_total{cause="system_changed"}' in server.get("/metrics")
@@ -128,8 +130,6 @@ def test_a_sub_agent_is_a_child_of_the_session_whose_tool_call_made_it(server: L
 
 def test_closing_a_session_and_asking_for_an_unknown_one(server: LiveServer) -> None:
     server.chat([{"role": "user", "content": "Hi."}], max_tokens=1, agentinfer={"session": "to-close"})
-    import urllib.request
-
     request = urllib.request.Request(f"{server.url}/agentinfer/sessions/to-close", method="DELETE")
     with urllib.request.urlopen(request, timeout=10) as response:
         assert json.loads(response.read()) == {"id": "to-close", "state": "finished"}
