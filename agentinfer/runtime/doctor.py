@@ -69,6 +69,8 @@ def examine(environ: Mapping[str, str], port: int) -> list[Finding]:
     for topic in topics:
         try:
             findings += topic()
+        except ModuleNotFoundError as error:  # it is reported as missing above; what needs it cannot be checked
+            findings.append(Finding("unchecked", "warning", f"a topic needs {error.name}, which is not installed"))
         except Exception as error:  # one broken topic must not hide the others
             findings.append(Finding("doctor", "problem", f"{type(error).__name__}: {error}", "report this as a bug"))
     return findings

@@ -144,6 +144,18 @@ def test_broken_topic_does_not_hide_the_others(monkeypatch) -> None:
     assert {"disk", "seams", "feature"} <= {each.topic for each in found}
 
 
+def test_topic_that_needs_a_missing_package_is_left_unchecked(monkeypatch) -> None:
+    def needs_torch(rows: object, problems: object) -> list[Finding]:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(doctor, "seam_findings", needs_torch)
+    monkeypatch.setattr(doctor, "this_device", lambda environ: CPU)
+    unchecked = [each for each in doctor.examine({}, 1) if each.topic == "unchecked"]
+    assert [(each.state, each.seen) for each in unchecked] == [
+        ("warning", "a topic needs torch, which is not installed")
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "flags"),
     [

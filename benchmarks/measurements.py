@@ -1,0 +1,134 @@
+"""docs/measurements.md, made from the JSON files under benchmarks/results/: no figure of the docs is typed by hand.
+
+python -m benchmarks.measurements > docs/measurements.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+_HEAD = """# Measurements
+
+Made by `python -m benchmarks.measurements` from the files under `benchmarks/results/`, which hold the raw samples, the
+machine and the command. These machines are small and shared: read ratios before seconds.
+"""
+
+
+def page(results: Path = RESULTS) -> str:
+    """The whole page. Raises KeyError where a result file lacks a figure that the page shows."""
+    sections = [_HEAD, _replays(results), _cpu_attention(results), _automaton(results)]
+    return "\n".join(section for section in sections if section)
+
+
+def _replays(results: Path) -> str:
+    runs = [(path.stem, _read(path)) for path in sorted(results.glob("replay_*.json"))]
+    if not runs:
+        return ""
+    rows = [
+        [
+            f"`{name}`",
+            f"{run['sessions_complete']} of {run['sessions']}",
+            run["turns"],
+            run["forced_mismatches"],
+            f"{run['prompt_tokens_cached']:,} / {run['prompt_tokens_computed']:,}",
+            f"{100 * run['later_turns_hit_rate']:.1f}%",
+            f"{run['completion_mean_s']:.1f}",
+            f"{run['completion_p95_s']:.1f}",
+            f"{run['worst_turn_s']:.1f}",
+            f"{run['ttft_p50_s']:.2f}",
+            f"{1000 * run['tpot_mean_s']:.0f}",
+        ]
+        for name, run in runs
+    ]
+    heads = [
+        "run",
+        "sessions complete",
+        "turns",
+        "forced mismatches",
+        "prompt tokens cached / computed",
+        "cached, turn 2 on",
+        "completion mean s",
+        "p95 s",
+        "worst turn s",
+        "TTFT p50 s",
+        "ms a token",
+    ]
+    commands = "\n".join(f"- `{name}`: `{run['provenance']['command']}`" for name, run in runs)
+    text = "Recorded sessions with forced replies against the live server with the embedded model, on two CPU cores."
+    return f"## Recorded sessions on a live server\n\n{text}\n\n{_table(heads, rows)}\n{commands}\n"
+
+
+def _cpu_attention(results: Path) -> str:
+    path = results / "cpu_attention.json"
+    if not path.exists():
+        return ""
+    run = _read(path)
+    rows = [_attention_row(case) for case in run["results"]]
+    heads = ["case", "dtype", "ours ms", "`torch_native` ms", "speed-up, median (quartiles)"]
+    text = (
+        f"Our CPU attention against SGLang's `torch_native`, attention alone over {run['shape']['layers']} layers, "
+        f"paired, {run['repeats']} repeats, {run['threads']} thread. Below 1 we are slower: in float32 short cases pay "
+        "for results that do not depend on batch and cache. `torch_native` has no speculative verification."
+    )
+    return f"## Attention without a GPU\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
+
+
+def _attention_row(case: dict[str, Any]) -> list[str]:
+    medians = {name: f"{1000 * seconds['median']:.2f}" for name, seconds in case["seconds"].items()}
+    speedup = case.get("speedup")
+    ratio = f"{speedup['median']:.2f} ({speedup['q1']:.2f} to {speedup['q3']:.2f})" if speedup else "–"
+    return [case["case"]["name"], case["dtype"], medians["ours"], medians.get("stock", "–"), ratio]
+
+
+def _automaton(results: Path) -> str:
+    path = results / "automaton.json"
+    if not path.exists():
+        return ""
+    run = _read(path)
+    rows = [
+        [
+            row["trace"],
+            f"{row['tokens']:,}",
+            f"{row['by_session']['bytes_per_token']:.1f} / {row['one_store']['bytes_per_token']:.1f}",
+            _spread(row["session_build_ns_per_token"]),
+            _spread(row["store_build_ns_per_token"]),
+            _spread(row["match_ns_per_token"]),
+            _spread(row["decode_step_ns_per_call"]),
+        ]
+        for row in run["rows"]
+    ]
+    heads = [
+        "trace",
+        "tokens",
+        "bytes a token, by session / one store",
+        "build ns a token, by session",
+        "one store",
+        "match ns a token",
+        "decode step ns",
+    ]
+    text = f"Median of {run['repeat']} runs (least to most)."
+    return f"## Suffix automaton\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _spread(figure: dict[str, Any]) -> str:
+    return f"{figure['median']:.0f} ({min(figure['samples']):.0f} to {max(figure['samples']):.0f})"
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
