@@ -59,7 +59,10 @@ def _replays(results: Path) -> str:
         "TTFT p50 s",
         "ms a token",
     ]
-    commands = "\n".join(f"- `{name}`: `{run['provenance']['command']}`" for name, run in runs)
+    commands = "\n".join(
+        f"- `{name}`: `{run['provenance']['command']}`; {run['provenance'].get('conditions', 'quiet machine')}"
+        for name, run in runs
+    )
     text = "Recorded sessions with forced replies against the live server with the embedded model, on two CPU cores."
     return f"## Recorded sessions on a live server\n\n{text}\n\n{_table(heads, rows)}\n{commands}\n"
 

@@ -59,6 +59,9 @@ async def inspect(http: aiohttp.ClientSession, url: str, model: str | None) -> S
     name = model or next(iter(cards))
     info = await get_json(http, url + "/server_info") or await get_json(http, url + "/get_server_info") or {}
     settings = {key: info[key] for key in _SETTINGS if info.get(key) is not None}
+    if isinstance(settings.get("model_path"), str):
+        # The folder's name says which model it is; where it lies is the server's own matter.
+        settings["model_path"] = settings["model_path"].rstrip("/").rpartition("/")[2]
     # A KV pool smaller than the model's window bounds a request as well.
     bounds = [n for n in (cards[name].get("max_model_len"), info.get("max_total_num_tokens")) if isinstance(n, int)]
     return Server(url, name, min(bounds, default=None), settings)
