@@ -60,11 +60,14 @@ def _replays(results: Path) -> str:
         "ms a token",
     ]
     commands = "\n".join(
-        f"- `{name}`: `{run['provenance']['command']}`; {run['provenance'].get('conditions', 'quiet machine')}"
-        for name, run in runs
+        f"- `{name}`: `{run['provenance']['command']}`" + _conditions(run["provenance"]) for name, run in runs
     )
     text = "Recorded sessions with forced replies against the live server with the embedded model, on two CPU cores."
     return f"## Recorded sessions on a live server\n\n{text}\n\n{_table(heads, rows)}\n{commands}\n"
+
+
+def _conditions(provenance: dict[str, Any]) -> str:
+    return f" ({provenance['conditions']})" if "conditions" in provenance else ""
 
 
 def _cpu_attention(results: Path) -> str:
