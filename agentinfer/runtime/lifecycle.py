@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -26,88 +27,73 @@ _EVENT_LOOP = "sglang.srt.managers.scheduler.Scheduler.run_event_loop"
 _LAUNCH_SCHEDULERS = "sglang.srt.entrypoints.engine.Engine._launch_scheduler_processes"
 _CHECK_PROCESSES = "sglang.srt.utils.watchdog.SubprocessWatchdog._check_processes"
 
+_in_scheduler = functools.partial(Seam, feature=CORE, processes=("scheduler",))
+_in_launcher = functools.partial(Seam, feature=CORE, processes=("launcher",))
+
 SEAMS = (
-    Seam(
+    _in_scheduler(
         target=_INIT_INFO,
         parameters=("self",),
         caller="sglang.srt.managers.scheduler.run_scheduler_process",
         reason="carries the scheduler's proof to the launcher; no registry reaches the handshake",
-        feature=CORE,
         door="hook",
-        processes=("scheduler",),
     ),
-    Seam(
+    _in_launcher(
         target=_LAUNCH_SCHEDULERS,
         parameters=("cls", "server_args", "port_args", "run_scheduler_process_func", "placement_group"),
         caller="sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
         reason="the schedulers' proofs are checked here on every node, before a request can arrive",
-        feature=CORE,
         door="hook",
-        processes=("launcher",),
     ),
-    Seam(
+    _in_launcher(
         target="sglang.srt.entrypoints.engine.SchedulerInitResult.wait_for_ready",
         parameters=None,
         caller="sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
         reason="after it the schedulers' information is there; we wrap it on the instance",
-        feature=CORE,
         door="read",
-        processes=("launcher",),
     ),
-    Seam(
+    _in_launcher(
         target="sglang.srt.entrypoints.engine.SchedulerInitResult.scheduler_infos",
         parameters=None,
         caller="sglang.srt.entrypoints.engine.Engine._launch_scheduler_processes",
         reason="one entry a scheduler; with data parallelism one, without the proofs, from the controller",
-        feature=CORE,
         door="read",
-        processes=("launcher",),
     ),
-    Seam(
+    _in_launcher(
         target="sglang.srt.managers.data_parallel_controller.SCHEDULER_PIDS_ARG",
         parameters=None,
         caller="sglang.srt.managers.data_parallel_controller.run_data_parallel_controller_process",
         reason="the schedulers behind a data-parallel controller, whose proofs come as files",
-        feature=CORE,
         door="read",
-        processes=("launcher",),
     ),
-    Seam(
+    _in_scheduler(
         target=_SCHEDULER_INIT,
         parameters=("self", "server_args", "port_args"),
         caller="sglang.srt.managers.scheduler.run_scheduler_process",
         reason="names a scheduler that fails while it is built: the signal it sends carries no name",
-        feature=CORE,
         door="hook",
-        processes=("scheduler",),
     ),
-    Seam(
+    _in_scheduler(
         target=_EVENT_LOOP,
         parameters=("self",),
         caller="sglang.srt.managers.scheduler.run_scheduler_process",
         reason="names a scheduler that fails while serving",
-        feature=CORE,
         door="hook",
-        processes=("scheduler",),
     ),
-    Seam(
+    _in_launcher(
         target=_CHECK_PROCESSES,
         parameters=("self",),
         caller="sglang.srt.utils.watchdog.SubprocessWatchdog._monitor_loop",
         reason="names a child process that was killed, before the process tree is taken down",
-        feature=CORE,
         door="hook",
-        processes=("launcher",),
     ),
     *(
-        Seam(
+        _in_launcher(
             target=f"sglang.srt.utils.watchdog.SubprocessWatchdog.{attribute}",
             parameters=None,
             caller=_CHECK_PROCESSES,
             reason="the watched processes and their names",
-            feature=CORE,
             door="read",
-            processes=("launcher",),
         )
         for attribute in ("_processes", "_names")
     ),

@@ -33,7 +33,7 @@ def activate() -> str | None:
 
     None when an accelerator or a real `sgl_kernel` is there, when SGLANG_USE_CPU_ENGINE is set to anything but 1, and
     on processors SGLang's CPU engine does not know. Otherwise sets the environment defaults above and installs the
-    stand-ins for `sgl_kernel` and `torchvision`, each only where no real package can be imported.
+    stand-ins for `sgl_kernel` and `torchvision`, each only where no real package can be imported, and the log filters.
     """
     obstacle = reason_to_stay_off(os.environ)
     if obstacle is not None:
@@ -45,8 +45,9 @@ def activate() -> str | None:
         # torch read the variable when it was imported, which was before us.
         sys.modules["torch._dynamo"].config.disable = True
 
-    from agentinfer.runtime.cpu import kernels, torchvision_stub
+    from agentinfer.runtime.cpu import kernels, quiet, torchvision_stub
 
+    quiet.install()
     kernels.install()
     torchvision_stub.install()
     return PLATFORM_CLASS

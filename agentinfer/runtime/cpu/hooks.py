@@ -6,12 +6,14 @@ without a GPU the engine is what makes stock SGLang run, so it is the baseline t
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import Any
 
 from agentinfer.runtime.cpu.hicache import UNPIN_TARGET, unpin
 from agentinfer.runtime.cpu.linear import around_linear_apply, around_lm_head
+from agentinfer.runtime.cpu.quiet import RESOLVE_TARGET, before_resolving
 from agentinfer.runtime.seams import CPU, Seam, hook
 
 logger = logging.getLogger(__name__)
@@ -23,53 +25,46 @@ _LINEAR = f"{_SRT}.layers.quantization.unquant.UnquantizedLinearMethod.apply"
 _LM_HEAD = f"{_SRT}.layers.logits_processor.LogitsProcessor._compute_lm_head"
 _ALLOCATORS = f"{_SRT}.mem_cache.allocator"
 
+_seam = functools.partial(Seam, feature=CPU, processes=("scheduler",))
+
 SEAMS = (
-    Seam(
+    _seam(
         target=f"{_SRT}.layers.attention.attention_registry.register_attention_backend",
         parameters=("name",),
         caller=None,
         reason="our backend takes the name torch_native, which argument checks key off; the last one registered wins",
-        feature=CPU,
         door="registry",
-        processes=("scheduler",),
     ),
-    Seam(
+    _seam(
         target=f"{_SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend",
         parameters=("self", "model_runner"),
         caller=f"{_SRT}.layers.attention.attention_registry.create_torch_native_backend",
         reason="base class: pools, sliding-window slots, encoder layers",
-        feature=CPU,
         door="subclass",
-        processes=("scheduler",),
     ),
-    Seam(
+    _seam(
         target=f"{_SRT}.platforms.interface.SRTPlatform.apply_server_args_defaults",
         parameters=("self", "server_args"),
         caller=f"{_SRT}.arg_groups.platform_hook.handle_platform_defaults",
         reason="defaults for a machine without an accelerator",
-        feature=CPU,
         door="subclass",
         processes=("launcher",),
     ),
-    Seam(
+    _seam(
         target=_LINEAR,
         parameters=("self", "layer", "x", "bias"),
         caller=f"{_SRT}.layers.linear.ColumnParallelLinear.forward",
         reason="float32 rows must not depend on the number of rows, or batching and speculation change greedy output",
-        feature=CPU,
         door="hook",
-        processes=("scheduler",),
     ),
-    Seam(
+    _seam(
         target=_LM_HEAD,
         parameters=("self", "hidden_states", "lm_head", "embedding_bias"),
         caller=f"{_SRT}.layers.logits_processor.LogitsProcessor._get_logits",
         reason="as for the linear layers: the last product before the argmax",
-        feature=CPU,
         door="hook",
-        processes=("scheduler",),
     ),
-    Seam(
+    _seam(
         target=UNPIN_TARGET,
         parameters=(
             "self",
@@ -87,30 +82,38 @@ SEAMS = (
         ),
         caller=f"{_SRT}.mem_cache.pool_host.mha.MHATokenToKVPoolHost",
         reason="HiCache asks CUDA for pinned staging pages otherwise",
-        feature=CPU,
         door="hook",
-        processes=("scheduler",),
     ),
     *(
-        Seam(
+        _seam(
             target=f"{_ALLOCATORS}.paged.{name}",
             parameters=None,
             caller=f"{_ALLOCATORS}.paged.PagedTokenToKVPoolAllocator.{caller}",
             reason="page sizes above 1 allocate in a triton kernel; replaced by assignment, as kernels are subscripted",
-            feature=CPU,
             door="call",
-            processes=("scheduler",),
         )
         for name, caller in (("alloc_extend_kernel", "alloc_extend"), ("alloc_decode_kernel", "alloc_decode"))
     ),
-    Seam(
+    _seam(
         target=f"{_SRT}.mem_cache.pool_host.common.ALLOC_MEMORY_FUNCS",
         parameters=None,
         caller=f"{_SRT}.mem_cache.pool_host.mha",
         reason="host pools without CUDA registration",
-        feature=CPU,
         door="registry",
-        processes=("scheduler",),
+    ),
+    _seam(
+        target=RESOLVE_TARGET,
+        parameters=("model_config", "architectures"),
+        caller=f"{_SRT}.model_loader.utils.get_model_architecture",
+        reason="where the warnings of model files that could not be imported begin to matter",
+        door="hook",
+    ),
+    _seam(
+        target=f"{_SRT}.models.registry.logger",
+        parameters=None,
+        caller=f"{_SRT}.models.registry.import_model_classes",
+        reason="warns of each model file that cannot be imported; a filter on it keeps that back",
+        door="read",
     ),
 )
 
@@ -149,6 +152,7 @@ def install() -> None:
         hook(_LINEAR, around_linear_apply, "around")
         hook(_LM_HEAD, around_lm_head, "around")
     hook(UNPIN_TARGET, unpin, "after")
+    hook(RESOLVE_TARGET, before_resolving, "before")
     _installed = True
 
 
