@@ -4,10 +4,11 @@ Source in `kernels/ops` of the repository, reached through the link `agentinfer/
 on `sys.path`, where a package named `kernels` would hide the one SGLang and transformers load FlashAttention with.
 """
 
+from agentinfer.kernels.sampling_weights import Sampling, sampling_weights
 from agentinfer.kernels.tree import KernelInputError, TreeLayout, Verified, is_chain
 from agentinfer.kernels.tree_layout import tree_layout
 from agentinfer.kernels.verify_greedy import verify_greedy
-from agentinfer.kernels.verify_sampled import Sampling, sampling_weights, verify_sampled, verify_sampled_logits
+from agentinfer.kernels.verify_sampled import verify_sampled, verify_sampled_logits
 
 __all__ = [
     "KernelInputError",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +24,26 @@ def choose(
     if found is None:
         raise KernelInputError(f"{op}: implementation {name!r} is unknown; there are {', '.join(implementations)}")
     return found
+
+
+def on_first_call(module: str, function: str) -> Callable[..., Any]:
+    """`function` of `module`, which is imported when it is first called, so that it may need Triton or FlashInfer.
+
+    The call raises KernelInputError where the package is not installed.
+    """
+
+    @cache
+    def load() -> Callable[..., Any]:
+        try:
+            found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        except ModuleNotFoundError as error:
+            raise KernelInputError(
+                f"{function}: {error}; leave the implementation to the device, or install what it needs "
+                "(`pip install agentinfer[engine-cuda]`)"
+            ) from error
+        return found
+
+    return lambda *args: load()(*args)
 
 
 @cache

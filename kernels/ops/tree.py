@@ -2,8 +2,8 @@
 
 A batch of drafts is padded to one width. Node 0 of a request is its last verified token (the root), nodes 1.. are
 drafted tokens, and `parents[b, i] < i` is the node that node i follows; -1 marks the root and padding. A chain is the
-tree with parents 0, 1, 2, ...; ops take `parents=None` for it, and need no mask. Flat rows number the nodes of the whole batch,
-`b * width + i`, as SGLang does.
+tree with parents 0, 1, 2, ...; ops take `parents=None` for it, and need no mask. Flat rows number the nodes of the
+whole batch, `b * width + i`, as SGLang does.
 """
 
 from __future__ import annotations

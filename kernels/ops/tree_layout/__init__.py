@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from agentinfer.kernels.dispatch import choose
+from agentinfer.kernels.dispatch import choose, on_first_call
 from agentinfer.kernels.tree import KernelInputError, TreeLayout, check_tree, is_chain
 from agentinfer.kernels.tree_layout.cpu import packed_mask_cpu, tree_layout_cpu
 from agentinfer.kernels.tree_layout.reference import packed_mask_reference, tree_layout_reference
@@ -76,4 +76,8 @@ def _cpu(
     )
 
 
-IMPLEMENTATIONS = {"reference": _reference, "cpu": _cpu}
+IMPLEMENTATIONS = {
+    "reference": _reference,
+    "cpu": _cpu,
+    "triton": on_first_call(f"{__name__}.triton_kernel", "tree_layout_triton"),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from agentinfer.kernels.dispatch import choose
+from agentinfer.kernels.dispatch import choose, on_first_call
 from agentinfer.kernels.tree import KernelInputError, Verified, check_tree, explicit_parents
 from agentinfer.kernels.verify_greedy.cpu import verify_greedy_cpu
 from agentinfer.kernels.verify_greedy.reference import verify_greedy_reference
@@ -39,4 +39,8 @@ def _reference(
     return verify_greedy_reference(candidates, target, explicit_parents(candidates, parents, num_nodes))
 
 
-IMPLEMENTATIONS = {"reference": _reference, "cpu": verify_greedy_cpu}
+IMPLEMENTATIONS = {
+    "reference": _reference,
+    "cpu": verify_greedy_cpu,
+    "triton": on_first_call(f"{__name__}.triton_kernel", "verify_greedy_triton"),
+}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from agentinfer.kernels.dispatch import choose
+from agentinfer.kernels.dispatch import choose, on_first_call
+from agentinfer.kernels.sampling_weights import Sampling, sampling_weights
 from agentinfer.kernels.tree import KernelInputError, Verified, check_tree, explicit_parents
 from agentinfer.kernels.verify_sampled.cpu import verify_sampled_cpu
 from agentinfer.kernels.verify_sampled.reference import verify_sampled_reference
-from agentinfer.kernels.verify_sampled.weights import Sampling, sampling_weights
 
 
 def verify_sampled(
@@ -96,6 +96,8 @@ def _cpu(
     return verify_sampled_cpu(candidates, lambda requests, nodes: weights[requests, nodes], coins, parents, num_nodes)
 
 
-IMPLEMENTATIONS = {"reference": _reference, "cpu": _cpu}
-
-__all__ = ["IMPLEMENTATIONS", "Sampling", "sampling_weights", "verify_sampled", "verify_sampled_logits"]
+IMPLEMENTATIONS = {
+    "reference": _reference,
+    "cpu": _cpu,
+    "triton": on_first_call(f"{__name__}.triton_kernel", "verify_sampled_triton"),
+}
