@@ -35,6 +35,14 @@ class Sampling:
         temperature = self.temperature.view(-1)[requests]
         return Sampling(temperature, pick(self.top_k), pick(self.top_p), pick(self.min_p), self.joint)
 
+    def to(self, device: torch.device) -> Sampling:
+        """The same parameters on `device`."""
+
+        def move(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values.to(device)
+
+        return Sampling(self.temperature.to(device), move(self.top_k), move(self.top_p), move(self.min_p), self.joint)
+
     @property
     def is_filtered(self) -> bool:
         """Whether any request may lose tokens."""
