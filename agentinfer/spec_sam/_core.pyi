@@ -143,3 +143,35 @@ def peak_parallel_calls() -> int:
     """
     The most calls under way at once without the interpreter lock since this was last asked.
     """
+
+class DraftModel:
+    """
+    What drafting has learned about its sources; shared by all streams of a server.
+    """
+
+    def __init__(self, stop_tokens: Sequence[int] = []) -> None: ...
+
+    def learned(self) -> numpy.typing.NDArray[numpy.float64]: ...
+
+    def restore(self, values: numpy.typing.NDArray[numpy.float64]) -> None: ...
+
+class DraftStream:
+    """
+    One request's stream of tokens, followed through the session's own text, which it extends,
+    and through further sources.
+    """
+
+    def __init__(self, model: DraftModel, own: Automaton) -> None: ...
+
+    def add_source(self, automaton: Automaton, kind: int, similarity: float = 1.0) -> int: ...
+
+    def seek(self, tokens: numpy.typing.NDArray[numpy.int32]) -> None: ...
+
+    def take_credits(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]: ...
+
+def draft_batch(streams: Sequence[DraftStream], tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64], max_nodes: int, max_children: int, min_path_probability: float, tokens_out: numpy.typing.NDArray[numpy.int32], parents_out: numpy.typing.NDArray[numpy.int32], probability_out: numpy.typing.NDArray[numpy.float32], num_nodes_out: numpy.typing.NDArray[numpy.int32]) -> None:
+    """
+    Takes tokens[offsets[i]:offsets[i + 1]] into streams[i] and drafts what may come next: a tree of at most
+    max_nodes tokens, best first, written into row i (max_nodes + 1 wide) of the caller's flat arrays.
+    Node 0 is the stream's last token, parent -1, probability 1; padding has parent -1, probability 0.
+    """

@@ -212,7 +212,7 @@ def build_driver(folder: Path, *flags: str, compiler: str | None = None) -> Path
     if compiler is None:
         pytest.skip("no C++ compiler (c++, or CXX)")
     program = folder / "automaton_fuzz"
-    core = sorted(path for path in (SOURCES / "csrc").glob("*.cpp") if path.name != "bindings.cpp")
+    core = sorted(path for path in (SOURCES / "csrc").glob("*.cpp") if not path.name.startswith("bindings"))
     command = [compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DAGENTINFER_CHECKED", *flags]
     command += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", f"-I{SOURCES / 'csrc'}", "-o", str(program)]
     done = subprocess.run([*command, str(DRIVER), *map(str, core)], capture_output=True, text=True, check=False)

@@ -75,6 +75,8 @@ class Automaton {
 
   // `match`, followed by `token`: the longest suffix of both together that occurs, at most max_match tokens.
   Match step(Match match, std::int32_t token) const;
+  // The state that holds the match's string of exactly that length: states may have been split since it was found.
+  Match settle(Match match) const;
   // The longest suffix of the current document, at most max_match tokens, that also occurs before its end.
   Match suffix_match() const;
   // The state of a string, or kNoState if it does not occur.
@@ -84,6 +86,14 @@ class Automaton {
   // The `limit` most frequent continuations of a state, by count and then by recency, best first. Visits all its edges.
   // CheckError where shortest > max_match, since such continuations are not counted.
   std::vector<Continuation> continuations(StateId state, std::size_t limit) const;
+  // Calls visit(token, count, latest_end) for each continuation of a state, in no fixed order, and returns how many there
+  // are; where there are more than `max_degree` it visits none. For walking down the suffix links without a copy.
+  template <typename Visit>
+  std::int32_t visit_continuations(StateId state, std::int32_t max_degree, Visit&& visit) const;
+  // The state of the next shorter suffix, kNoState for the root; and the length of a state's longest string.
+  StateId link(StateId state) const { return slots_[state].link; }
+  std::int32_t longest(StateId state) const { return longest_of(state); }
+
   // What followed the latest occurrence that was followed by anything: at most `limit` tokens, not past the document.
   TokenSpan following(StateId state, std::size_t limit) const;
 
@@ -143,7 +153,7 @@ class Automaton {
   void set_target(StateId state, std::int32_t token, StateId target);
   template <typename Visit>
   void for_each_edge(StateId state, Visit&& visit) const;
-  Match settle(Match match) const;
+
   void check_state(StateId state) const;
 
   void check_links() const;
@@ -164,6 +174,31 @@ class Automaton {
   std::int32_t document_length_ = 0;
   Match tail_;  // its suffix of at most max_match + 1 tokens: where counting starts
 };
+
+template <typename Visit>
+std::int32_t Automaton::visit_continuations(StateId state, std::int32_t max_degree, Visit&& visit) const {
+  const Slot slot = slots_[state];
+  if (slot.is_fresh()) {  // occurs once, so what follows is the text
+    const std::size_t next = static_cast<std::size_t>(slot.position()) + 1;
+    if (next >= tokens_.size() || tokens_[next] == kSeparator) return 0;
+    visit(tokens_[next], std::uint32_t{1}, static_cast<std::int32_t>(next));
+    return 1;
+  }
+  const Record& record = records_[slot.record()];
+  if (record.edge_token == kNoEdge) return 0;
+  const std::int32_t degree = record.edge_token == kManyEdges ? edges_.size(record.edge_target) : 1;
+  if (degree > max_degree) return degree;
+  for_each_edge(state, [&](Edge edge) {
+    const Slot after = slots_[edge.target];
+    if (after.is_fresh()) {
+      visit(edge.token, std::uint32_t{1}, after.position());
+    } else {
+      const Record& seen = records_[after.record()];
+      visit(edge.token, seen.count, seen.latest_end);
+    }
+  });
+  return degree;
+}
 
 template <typename Visit>
 void Automaton::for_each_edge(StateId state, Visit&& visit) const {

@@ -38,7 +38,7 @@ Flat<Element> flat(const Array& array, const char* name) {
       strides += (axis ? ", " : "") + std::to_string(array.stride(axis));
     }
     throw CheckError(agentinfer::detail::concat(
-        name, ": expected a contiguous one-dimensional int", sizeof(Value) * 8, " array on the CPU, got ",
+        name, ": expected a contiguous one-dimensional ", kKinds[wanted.code], int{wanted.bits}, " array on the CPU, got ",
         seen.code < 7 ? kKinds[seen.code] : "unknown", int{seen.bits}, " of shape (", shape, ") with strides (",
         strides, ") elements on device type ", array.device_type()));
   }

@@ -9,16 +9,15 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <shared_mutex>
 #include <string>
 #include <vector>
 
 #include "automaton.h"
 #include "binding_arrays.h"
+#include "binding_shared.h"
 #include "check.h"
 #include "cursor.h"
 
@@ -28,13 +27,6 @@ using namespace agentinfer::spec_sam;
 
 namespace {
 
-struct SharedAutomaton {
-  explicit SharedAutomaton(std::int32_t max_match) : core(max_match) {}
-  Automaton core;
-  std::shared_mutex mutex;
-};
-using AutomatonPtr = std::shared_ptr<SharedAutomaton>;
-
 struct SharedCursor {
   explicit SharedCursor(AutomatonPtr of) : automaton(std::move(of)), core(automaton->core) {}
   AutomatonPtr automaton;
@@ -42,46 +34,6 @@ struct SharedCursor {
   std::mutex mutex;  // taken after the automaton's
 };
 using CursorPtr = std::shared_ptr<SharedCursor>;
-
-// Calls that work on token arrays with the interpreter lock released: how many at once, and the most there ever were.
-std::atomic<int> parallel_calls{0};
-std::atomic<int> parallel_calls_peak{0};
-
-class ParallelCall {
- public:
-  ParallelCall() {
-    const int now = ++parallel_calls;
-    int peak = parallel_calls_peak.load();
-    while (now > peak && !parallel_calls_peak.compare_exchange_weak(peak, now)) {
-    }
-  }
-  ~ParallelCall() { --parallel_calls; }
-  ParallelCall(const ParallelCall&) = delete;
-  ParallelCall& operator=(const ParallelCall&) = delete;
-
- private:
-  nb::gil_scoped_release released_;
-};
-
-// For short calls: takes the lock at once where it is free, else waits with the interpreter lock released.
-template <typename Lock>
-Lock lock_briefly(std::shared_mutex& mutex) {
-  Lock lock(mutex, std::try_to_lock);
-  if (!lock.owns_lock()) {
-    nb::gil_scoped_release released;
-    lock.lock();
-  }
-  return lock;
-}
-using ReadLock = std::shared_lock<std::shared_mutex>;
-using WriteLock = std::unique_lock<std::shared_mutex>;
-
-template <typename Pointer>
-void check_present(const std::vector<Pointer>& rows, const char* name) {
-  for (std::size_t row = 0; row < rows.size(); ++row) {
-    AGENTINFER_CHECK(rows[row] != nullptr, name, "[", row, "] is None");
-  }
-}
 
 void extend_batch(const std::vector<AutomatonPtr>& automata, const InputArray& token_array,
                   const InputArray& offset_array) {
@@ -317,4 +269,5 @@ NB_MODULE(_core, module) {
   module.def(
       "peak_parallel_calls", [] { return parallel_calls_peak.exchange(parallel_calls.load()); },
       "The most calls under way at once without the interpreter lock since this was last asked.");
+  bind_drafting(module);
 }

@@ -1,0 +1,117 @@
+// One request's stream of tokens, followed through its sources, and the drafts made from where it stands.
+//
+// A draft is a tree grown best first: of all tokens that could be added, the one with the highest probability that the
+// whole path to it is accepted comes next. So nodes are in the order of that probability, every prefix of the tree is
+// the best tree of its size, and the expected number of accepted tokens is the sum of the nodes' probabilities.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "automaton.h"
+#include "draft_model.h"
+
+namespace agentinfer::spec_sam {
+
+struct DraftLimits {
+  std::int32_t max_nodes = 16;           // drafted tokens, the root not counted
+  std::int32_t max_children = 0;         // of one node; 1 makes a chain, 0 is any number
+  double min_path_probability = 0.06;    // nodes below are not worth their verification
+};
+
+struct DraftNode {
+  std::int32_t token;
+  std::int32_t parent;      // index of an earlier node; -1 for the root
+  double path_probability;  // that this and all tokens on the way to it are accepted; 1 for the root
+};
+
+// An accepted token that a source other than the session's own text proposed with the largest share.
+struct Credit {
+  std::int32_t source;
+  std::int32_t position;  // in the source's token log, of the latest occurrence of the proposed token
+};
+
+class DraftStream {
+ public:
+  static constexpr std::int32_t kMaxSources = 6;  // the session's own text included
+
+  DraftStream(DraftModel& model, Automaton& own);
+
+  // A further source; matched from the stream's last tokens on. CheckError where there are kMaxSources already.
+  // `similarity` in (0, 1] multiplies the source's say in the mixture. Returns its index (own is 0).
+  std::int32_t add_source(const Automaton& automaton, SourceKind kind, double similarity);
+  // The stream stands after these tokens, which its own automaton holds already: nothing is learned or appended.
+  void seek(const std::int32_t* tokens, std::size_t count);
+  // These tokens came: learns from them what the last draft was worth, appends them to the session's text and follows
+  // them through every source. The tokens are valid token ids.
+  void accept(const std::int32_t* tokens, std::size_t count);
+  // The best tree of tokens that may come next; node 0 is the root. Valid until the next call.
+  const std::vector<DraftNode>& draft(const DraftLimits& limits);
+
+  // 0 before the first token.
+  std::int32_t last_token() const { return recent_.empty() ? 0 : recent_.back(); }
+  // Credits since the last call.
+  std::vector<Credit> take_credits();
+
+ private:
+  struct Source {
+    const Automaton* automaton;
+    SourceKind kind;
+    double log_similarity;
+    Match match;  // of the stream's end; the own text's is asked for when it is needed
+  };
+  static constexpr std::int32_t kMaxLevels = 6;
+  static constexpr std::int32_t kMaxDegree = 32;
+  static constexpr std::uint8_t kNoLevel = 255;
+
+  // A possible next token at a node, with what each source says.
+  struct Candidate {
+    std::int32_t token;
+    double probability;  // of the mixture
+    std::array<double, kMaxSources> by_source;
+    std::array<std::uint8_t, kMaxSources> level;  // of the longest match that proposes it
+    std::array<std::int32_t, kMaxSources> latest_end;
+  };
+  // What was known at a node when its children were weighed: the tokens that come tell how true it was.
+  struct Expansion {
+    std::int32_t first_candidate = 0;
+    std::int32_t end_candidate = 0;
+    std::array<double, kMaxSources> share{};  // of each source in the mixture
+    std::array<std::uint8_t, kMaxSources> num_levels{};
+    std::array<std::array<DraftModel::EscapeContext, kMaxLevels>, kMaxSources> escapes{};
+    double estimate = 0;  // of this node's own token, before calibration
+    bool is_done = false;
+  };
+  struct Waiting {
+    double path_probability;
+    double estimate;
+    std::int32_t parent;
+    std::int32_t token;
+  };
+
+  void expand(std::int32_t node, const DraftLimits& limits);
+  void weigh_source(std::int32_t source, Match match, double path_probability, double worth, Expansion& expansion);
+  void propose(std::int32_t first, std::int32_t source, std::int32_t token, double probability, std::uint8_t level,
+               std::int32_t latest_end);
+  void mix(std::int32_t node, Expansion& expansion);
+  void learn(const std::int32_t* tokens, std::size_t count);
+  void learn_at(std::int32_t node, std::int32_t token);
+  Match& match_at(std::int32_t node, std::int32_t source) { return matches_[node * sources_.size() + source]; }
+
+  DraftModel& model_;
+  Automaton& own_;
+  std::vector<Source> sources_;
+  std::vector<std::int32_t> recent_;  // the stream's last tokens, for a source that comes later
+  std::vector<Credit> credits_;
+
+  // The last draft, kept until the tokens that decide on it have come.
+  std::vector<DraftNode> nodes_;
+  std::vector<Expansion> expansions_;
+  std::vector<Match> matches_;
+  std::vector<Candidate> candidates_;
+  std::vector<Waiting> waiting_;  // a heap
+};
+
+}  // namespace agentinfer::spec_sam
