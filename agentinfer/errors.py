@@ -33,3 +33,7 @@ class SeamError(AgentInferError):
 
 class TraceError(AgentInferError):
     """A recorded session file cannot be read; the message names file, line and field."""
+
+
+class SpeculationError(AgentInferError):
+    """A drafting call that does not fit what was said before, or a draft memory that cannot be used."""

@@ -1,0 +1,224 @@
+"""What an engine's worker talks to: a request enters, each step passes on verified tokens and takes drafts, it leaves.
+
+Three sources propose: the session's own text (its prompt included), its parent's, and what all sessions of the
+namespace have said in finished turns. Prompts and finished turns are indexed by a background thread; a request whose
+prompt is not ready yet decodes plainly, so the first token never waits for it (paper section 4: with an index built
+synchronously it came five times later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from agentinfer.errors import SpeculationError
+from agentinfer.spec_sam.backend import DraftModel, DraftStream, draft_batch
+from agentinfer.spec_sam.background import BackgroundBuilder, Chunk, Job
+from agentinfer.spec_sam.memory import NamespaceMemory
+from agentinfer.spec_sam.texts import OVERLAP, SessionText, SessionTexts
+
+Tokens = npt.NDArray[np.int32]
+Offsets = npt.NDArray[np.int64]
+
+RELATED: Final = 1  # kinds of sources, as in csrc/draft_model.h
+MEMORY: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationSettings:
+    """`stop_tokens` end a reply. A node less likely than `min_path_probability` to be accepted is not drafted."""
+
+    stop_tokens: tuple[int, ...] = ()
+    chain: bool = False
+    min_path_probability: float = 0.06
+    max_match: int = 64
+    session_bytes: int = 2**30
+    memory_bytes: int = 2**28  # a namespace
+
+
+class DraftBatch(NamedTuple):
+    """A tree a row, best node first, so that cutting a row anywhere leaves the best tree of that size.
+
+    tokens            int32 [n, max_width]; node 0 is the last verified token
+    parents           int32 [n, max_width]; an earlier node, -1 for the root and for padding
+    path_probability  float32 [n, max_width]; that the node and all before it on its path are accepted; 0 for padding
+    num_nodes         int32 [n], at least 1
+
+    The arrays are written again by the next call for as many requests.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    parents: npt.NDArray[np.int32]
+    path_probability: npt.NDArray[np.float32]
+    num_nodes: npt.NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class _Request:
+    key: Hashable | None  # of the session; None without one
+    namespace: str
+    prompt: Tokens
+    text: SessionText
+    job: Job | None = None
+    indexed: DraftStream | None = None  # set by the indexing thread: the prompt is ready
+    stream: DraftStream | None = None  # the same, once it has taken in what was verified meanwhile
+    waiting: list[Tokens] = field(default_factory=list)  # verified before that
+
+
+class Speculation:
+    """For one thread, the scheduler's. Raises SpeculationError for a request it does not know."""
+
+    def __init__(
+        self, settings: SpeculationSettings | None = None, *, builder: BackgroundBuilder | None = None
+    ) -> None:
+        self._settings = settings or SpeculationSettings()
+        self._builder = builder or BackgroundBuilder()
+        self._model = DraftModel(list(self._settings.stop_tokens))
+        self._texts = SessionTexts(self._settings.session_bytes, self._settings.max_match)
+        self._memories: dict[str, NamespaceMemory] = {}
+        self._requests: dict[str, _Request] = {}
+        self._batches: dict[tuple[int, int], tuple[DraftBatch, tuple[Any, ...]]] = {}
+
+    def open(
+        self,
+        request_id: str,
+        prompt: Tokens,
+        *,
+        session: str | None = None,
+        parent: str | None = None,
+        namespace: str = "",
+    ) -> None:
+        """A request entered. Its prompt, not empty, is indexed behind its session's earlier turns; then drafts begin."""
+        if request_id in self._requests:
+            raise SpeculationError(f"request {request_id!r} is open already; close it before it is opened again")
+        if len(prompt) == 0:
+            raise SpeculationError(f"request {request_id!r} has no prompt; a stream needs a token to start from")
+        key = (namespace, session) if session is not None else None
+        text = self._texts.borrow(key, request_id)
+        request = _Request(key, namespace, prompt, text)
+        related = self._texts.peek((namespace, parent)) if parent is not None else None
+        if related is None and key is not None:
+            related = self._texts.peek(key)  # where another request of the session has its text
+        self._requests[request_id] = request
+        request.job = self._builder.submit(text, self._index(request, related))
+
+    def draft(self, request_ids: Sequence[str], new_tokens: Tokens, offsets: Offsets, max_width: int) -> DraftBatch:
+        """Takes in new_tokens[offsets[i]:offsets[i + 1]], verified since the last call for request i (the first token
+        of its output included), and drafts up to `max_width` nodes for each, the root counted."""
+        try:
+            streams = [self._requests[request_id].stream for request_id in request_ids]
+        except KeyError as error:
+            raise SpeculationError(f"request {error} is not open; open it with its prompt first") from None
+        batch, flat = self._batch(len(request_ids), max_width)
+        if None in streams:
+            self._draft_some(request_ids, new_tokens, offsets, batch)
+        else:
+            self._draft(streams, new_tokens, offsets, flat)
+        return batch
+
+    def close(self, request_id: str, *, finished: bool) -> None:
+        """The request left. A finished one is remembered, by its session and its namespace; any other only leaves."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            raise SpeculationError(f"request {request_id!r} is not open, so it cannot be closed")
+        if finished:
+            self._builder.submit(request.text, self._remember(request))
+        else:
+            assert request.job is not None
+            request.job.cancel()
+            request.text.is_broken = True
+        self._texts.give_back(request.key, request.text)
+
+    def wait_until_ready(self, timeout_s: float | None = None) -> bool:
+        """Waits for the background thread; for tests and offline measurement."""
+        return self._builder.drain(timeout_s)
+
+    @property
+    def num_open(self) -> int:
+        return len(self._requests)
+
+    def memory_bytes(self) -> int:
+        """What the texts of sessions and the memories of namespaces hold."""
+        return self._texts.num_bytes + sum(memory.memory_bytes() for memory in self._memories.values())
+
+    def _index(self, request: _Request, related: SessionText | None) -> Iterator[Chunk]:
+        """In the indexing thread: the prompt, then the stream that drafts behind it."""
+        yield from request.text.chunks(request.prompt)
+        yield lambda: self._start_stream(request, related)
+
+    def _start_stream(self, request: _Request, related: SessionText | None) -> None:
+        stream = DraftStream(self._model, request.text.automaton)
+        stream.seek(request.prompt[-OVERLAP:])
+        if related is not None and related is not request.text:
+            stream.add_source(related.automaton, RELATED)
+        for generation in self._memory(request.namespace).generations:
+            stream.add_source(generation.automaton, MEMORY)
+        request.indexed = stream
+
+    def _remember(self, request: _Request) -> Iterator[Chunk]:
+        """In the indexing thread, behind the request's own indexing: the turn for the session, and for everybody."""
+        text = request.text
+        if request.indexed is None:  # its indexing was refused or failed, so the text does not hold the turn
+            return
+
+        def settle() -> None:
+            text.automaton.extend(np.concatenate([request.prompt[:0], *request.waiting]))
+            num_output = text.automaton.num_tokens - text.num_indexed
+            text.finish(text.automaton.tokens[len(text.automaton.tokens) - num_output :])
+
+        yield settle
+        turn = text.known[text.num_shared : text.length]
+        memory = self._memory(request.namespace)
+        self._builder.submit(memory, memory.chunks(turn))  # one writer: turns follow one another there
+
+    def _draft(
+        self, streams: list[DraftStream | None], tokens: Tokens, offsets: Offsets, flat: tuple[Any, ...]
+    ) -> None:
+        settings = self._settings
+        max_nodes = len(flat[0]) // len(streams) - 1
+        draft_batch(streams, tokens, offsets, max_nodes, int(settings.chain), settings.min_path_probability, *flat)
+
+    def _draft_some(self, request_ids: Sequence[str], tokens: Tokens, offsets: Offsets, batch: DraftBatch) -> None:
+        """Where prompts are still being indexed: those requests get their roots only."""
+        batch.tokens[:] = 0
+        batch.parents[:] = -1
+        batch.path_probability[:] = 0
+        batch.path_probability[:, 0] = 1
+        batch.num_nodes[:] = 1
+        for row, request_id in enumerate(request_ids):
+            request = self._requests[request_id]
+            new = tokens[offsets[row] : offsets[row + 1]]
+            if request.indexed is None:
+                request.waiting.append(new)
+                batch.tokens[row, 0] = np.concatenate([request.prompt[-1:], *request.waiting])[-1]
+                continue
+            if request.stream is None:
+                new = np.concatenate([*request.waiting, new])
+                request.waiting.clear()
+                request.stream = request.indexed
+            one = tuple(array[row : row + 1].reshape(-1) for array in batch)
+            self._draft([request.stream], np.ascontiguousarray(new), np.array([0, len(new)]), one)
+
+    def _batch(self, rows: int, width: int) -> tuple[DraftBatch, tuple[Any, ...]]:
+        """The arrays for this many requests, made once, and the same arrays flat."""
+        found = self._batches.get((rows, width))
+        if found is None:
+            batch = DraftBatch(
+                np.zeros((rows, width), np.int32),
+                np.zeros((rows, width), np.int32),
+                np.zeros((rows, width), np.float32),
+                np.zeros(rows, np.int32),
+            )
+            found = self._batches[rows, width] = (batch, tuple(array.reshape(-1) for array in batch))
+        return found
+
+    def _memory(self, namespace: str) -> NamespaceMemory:
+        memory = self._memories.get(namespace)
+        if memory is None:
+            memory = NamespaceMemory(self._settings.memory_bytes, self._settings.max_match)
+            self._memories[namespace] = memory
+        return memory
