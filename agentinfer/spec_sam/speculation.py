@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +92,7 @@ class Speculation:
         parent: str | None = None,
         namespace: str = "",
     ) -> None:
-        """A request entered. Its prompt, not empty, is indexed behind its session's earlier turns; then drafts begin."""
+        """Enters a request. Its prompt, not empty, is indexed behind its session's earlier turns, then drafts begin."""
         if request_id in self._requests:
             raise SpeculationError(f"request {request_id!r} is open already; close it before it is opened again")
         if len(prompt) == 0:
@@ -117,7 +117,7 @@ class Speculation:
         if None in streams:
             self._draft_some(request_ids, new_tokens, offsets, batch)
         else:
-            self._draft(streams, new_tokens, offsets, flat)
+            self._draft(cast(list[DraftStream], streams), new_tokens, offsets, flat)
         return batch
 
     def close(self, request_id: str, *, finished: bool) -> None:
