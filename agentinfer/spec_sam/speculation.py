@@ -117,7 +117,7 @@ class Speculation:
         if None in streams:
             self._draft_some(request_ids, new_tokens, offsets, batch)
         else:
-            self._draft(cast(list[DraftStream], streams), new_tokens, offsets, flat)
+            self._draft(cast(Sequence[DraftStream], streams), new_tokens, offsets, flat)
         return batch
 
     def close(self, request_id: str, *, finished: bool) -> None:
@@ -175,9 +175,7 @@ class Speculation:
         memory = self._memory(request.namespace)
         self._builder.submit(memory, memory.chunks(turn))  # one writer: turns follow one another there
 
-    def _draft(
-        self, streams: list[DraftStream | None], tokens: Tokens, offsets: Offsets, flat: tuple[Any, ...]
-    ) -> None:
+    def _draft(self, streams: Sequence[DraftStream], tokens: Tokens, offsets: Offsets, flat: tuple[Any, ...]) -> None:
         settings = self._settings
         max_nodes = len(flat[0]) // len(streams) - 1
         draft_batch(streams, tokens, offsets, max_nodes, int(settings.chain), settings.min_path_probability, *flat)
@@ -193,7 +191,7 @@ class Speculation:
             request = self._requests[request_id]
             new = tokens[offsets[row] : offsets[row + 1]]
             if request.indexed is None:
-                request.waiting.append(new)
+                request.waiting.append(new.copy())
                 batch.tokens[row, 0] = np.concatenate([request.prompt[-1:], *request.waiting])[-1]
                 continue
             if request.stream is None:
