@@ -81,6 +81,12 @@ class LiveServer:
                 continue
         self.process = None
 
+    def terminate(self, timeout_s: float = 60.0) -> int:
+        """The launcher's exit status after it alone was asked to end."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(timeout_s)
+
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 

@@ -1,4 +1,7 @@
-"""One shared server for the tests that only need one, and a factory for those that need their own flags."""
+"""Servers shared by the tests that only need one, and a factory for those that need their own flags.
+
+A start takes longer than most tests, so a test that does not change a server for others uses a shared one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.live_server import COMMON_FLAGS, LiveServer
+from tests.stock_behaviour import Behaviour, exact_server, observe
+
+PROBES = Path(__file__).parent / "probes"
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +23,35 @@ def record_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, record_file: Path) -> Iterator[LiveServer]:
+def arrivals_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shared server's scheduler writes a line for each request that reaches it; see `probes`."""
+    return tmp_path_factory.mktemp("arrivals") / "requests.jsonl"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, record_file: Path, arrivals_file: Path) -> Iterator[LiveServer]:
     """Every feature on, the embedded model, no --model-path: what a stranger gets, plus forced replay and a record."""
     flags = (*COMMON_FLAGS, "--agentinfer-forced-replay", "--agentinfer-record", str(record_file))
-    with LiveServer(log=tmp_path_factory.mktemp("server") / "log", flags=flags) as live:
+    env = {"PYTHONPATH": str(PROBES), "REQUEST_PROBE_FILE": str(arrivals_file)}
+    with LiveServer(log=tmp_path_factory.mktemp("server") / "log", flags=flags, env=env) as live:
         yield live
+
+
+@pytest.fixture(scope="session")
+def observed_stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Behaviour]]:
+    """SGLang's own launcher with exact arithmetic, and how it behaved when it was new."""
+    with exact_server("sglang.launch_server", (), tmp_path_factory.mktemp("stock")) as live:
+        yield live, observe(live)
+
+
+@pytest.fixture(scope="session")
+def stock_server(observed_stock_server: tuple[LiveServer, Behaviour]) -> LiveServer:
+    return observed_stock_server[0]
+
+
+@pytest.fixture(scope="session")
+def stock(observed_stock_server: tuple[LiveServer, Behaviour]) -> Behaviour:
+    return observed_stock_server[1]
 
 
 @pytest.fixture

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from agentinfer.models import prepare
-from tests.live_server import COMMON_FLAGS, LiveServer
+from tests.live_server import LiveServer
+from tests.stock_behaviour import exact_server
 
 pytestmark = pytest.mark.e2e
 
 NUM_TOKENS = 64
-# Equal bits are claimed for float32 and one thread.
-EXACT = {"OMP_NUM_THREADS": "1"}
 
 PROMPTS = (
     "The capital of France is",
@@ -51,54 +52,97 @@ class Reference:
     output_ids: list[int]
 
 
+class Transformers:
+    """The embedded model in float32 under transformers, on one thread."""
+
+    def __init__(self) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = prepare("smollm2-135m", dtype="float32")
+        self._torch = torch
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        ids: list[int] = self._tokenizer(prompt).input_ids
+        return ids
+
+    def greedy(self, prompt_ids: list[int], guess: Sequence[int] = ()) -> Reference:
+        """The greedy continuation. `guess` costs one forward pass as far as it is right and changes no token."""
+        output_ids: list[int] = []
+        while len(output_ids) < NUM_TOKENS:
+            guessed = list(guess[len(output_ids) : NUM_TOKENS - 1])
+            chosen = self._choices([*prompt_ids, *output_ids, *guessed])[len(prompt_ids) + len(output_ids) - 1 :]
+            right = next((i for i, token in enumerate(guessed) if token != chosen[i]), len(guessed))
+            output_ids += chosen[: right + 1]
+            # Behind a wrong token the rest of the guess answers another text.
+            guess = guess if right == len(guessed) else ()
+        return Reference(prompt_ids, output_ids)
+
+    def generate(self, prompt_ids: list[int]) -> list[int]:
+        """The same by transformers' own loop, token for token."""
+        ids = self._torch.tensor([prompt_ids])
+        with self._one_thread():
+            whole = self._model.generate(
+                ids,
+                attention_mask=self._torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=NUM_TOKENS,
+                max_new_tokens=NUM_TOKENS,
+                eos_token_id=-1,  # no end of sequence: every prompt gives all of its tokens
+            )
+        output: list[int] = whole[0, len(prompt_ids) :].tolist()
+        return output
+
+    def _choices(self, ids: list[int]) -> list[int]:
+        """The most likely token behind each of `ids`."""
+        with self._one_thread():
+            choices: list[int] = self._model(self._torch.tensor([ids])).logits[0].argmax(-1).tolist()
+        return choices
+
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        threads = self._torch.get_num_threads()
+        self._torch.set_num_threads(1)
+        try:
+            with self._torch.inference_mode():
+                yield
+        finally:
+            self._torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def references() -> list[Reference]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = prepare("smollm2-135m", dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return [reference(model, tokenizer(prompt, return_tensors="pt").input_ids) for prompt in PROMPTS]
-    finally:
-        torch.set_num_threads(threads)
+def transformers() -> Transformers:
+    return Transformers()
 
 
-def reference(model: Any, prompt_ids: Any) -> Reference:
-    import torch
-
-    with torch.inference_mode():
-        # No end of sequence: every prompt gives all of its tokens.
-        whole = model.generate(
-            prompt_ids,
-            attention_mask=torch.ones_like(prompt_ids),
-            do_sample=False,
-            min_new_tokens=NUM_TOKENS,
-            max_new_tokens=NUM_TOKENS,
-            eos_token_id=-1,
-        )
-    ids = whole[0].tolist()
-    return Reference(ids[: prompt_ids.shape[1]], ids[prompt_ids.shape[1] :])
-
-
-def float32_server(log_dir: Any, *flags: str) -> LiveServer:
+@pytest.fixture(scope="module")
+def engine(stock_server: LiveServer) -> LiveServer:
     """Under the stock launcher: without a GPU this engine is the baseline too."""
-    model = str(prepare("smollm2-135m", dtype="float32"))
-    return LiveServer(
-        log=log_dir / "log",
-        module="sglang.launch_server",
-        flags=(*COMMON_FLAGS, "--model-path", model, "--dtype", "float32", *flags),
-        env=EXACT,
-    )
+    return stock_server
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with float32_server(tmp_path_factory.mktemp("parity")) as live:
-        yield live
+def batched(engine: LiveServer, transformers: Transformers) -> list[Answer]:
+    """The engine's answers to all prompts in one batch, behind an empty cache."""
+    flush(engine)
+    return generate(engine, [transformers.prompt_ids(prompt) for prompt in PROMPTS])
+
+
+@pytest.fixture(scope="module")
+def references(transformers: Transformers, batched: list[Answer]) -> list[Reference]:
+    return [
+        transformers.greedy(transformers.prompt_ids(prompt), answer.output_ids)
+        for prompt, answer in zip(PROMPTS, batched, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(engine: LiveServer, references: list[Reference]) -> list[Answer]:
+    """The engine's answers to the first prompts, one after another, behind an empty cache."""
+    flush(engine)
+    return [generate(engine, [want.prompt_ids])[0] for want in references[:6]]
 
 
 @dataclass(frozen=True)
@@ -129,30 +173,48 @@ def generate(live: LiveServer, prompts: list[list[int]], num_tokens: int = NUM_T
     ]
 
 
-def flush(live: LiveServer) -> None:
-    status, body = live.post("/flush_cache", {})
-    assert status == 200, body
+def flush(live: LiveServer, timeout_s: float = 30.0) -> None:
+    """Empties the prefix cache. Refused while the scheduler still ends the last batch, whose answers are out."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        status, body = live.post("/flush_cache", {})
+        if status == 200:
+            return
+        assert time.monotonic() < deadline_s, body
+        time.sleep(0.1)
 
 
-def test_each_prompt_equals_transformers_one_at_a_time(engine: LiveServer, references: list[Reference]) -> None:
-    for prompt, want in zip(PROMPTS[:6], references[:6], strict=True):
-        (seen,) = generate(engine, [want.prompt_ids])
-        assert seen.output_ids == want.output_ids, prompt
+def test_each_prompt_equals_transformers_one_at_a_time(alone: list[Answer], references: list[Reference]) -> None:
+    for prompt, answer, want in zip(PROMPTS, alone, references, strict=False):
+        assert answer.output_ids == want.output_ids, prompt
 
 
-def test_all_prompts_in_one_batch_equal_transformers(engine: LiveServer, references: list[Reference]) -> None:
-    flush(engine)
-    answers = generate(engine, [want.prompt_ids for want in references])
-    differing = [p for p, a, r in zip(PROMPTS, answers, references, strict=True) if a.output_ids != r.output_ids]
+def test_all_prompts_in_one_batch_equal_transformers(batched: list[Answer], references: list[Reference]) -> None:
+    differing = [p for p, a, r in zip(PROMPTS, batched, references, strict=True) if a.output_ids != r.output_ids]
     assert differing == []
+
+
+def test_references_do_not_depend_on_the_guess(transformers: Transformers, references: list[Reference]) -> None:
+    """Guessed right, guessed wrong from the middle, and not guessed at all but by transformers' own loop."""
+    want = references[0]
+    middle = NUM_TOKENS - 4
+    wrong = [*want.output_ids[:middle], *(token ^ 1 for token in want.output_ids[middle:])]
+    assert transformers.greedy(want.prompt_ids, wrong) == want
+    assert transformers.generate(want.prompt_ids) == want.output_ids
+
+
+@pytest.mark.slow
+def test_references_are_what_transformers_generates(transformers: Transformers, references: list[Reference]) -> None:
+    for want in references:
+        assert transformers.generate(want.prompt_ids) == want.output_ids
 
 
 def test_prompts_that_continue_a_cached_answer_equal_transformers(
     engine: LiveServer, references: list[Reference]
 ) -> None:
-    flush(engine)
-    generate(engine, [want.prompt_ids for want in references[:12]])
     kept = NUM_TOKENS // 2
+    flush(engine)
+    generate(engine, [want.prompt_ids for want in references[:12]], kept + 1)
     longer = [want.prompt_ids + want.output_ids[:kept] for want in references[:12]]
     for answer, want, prompt_ids in zip(generate(engine, longer, NUM_TOKENS - kept), references, longer, strict=False):
         assert answer.cached_tokens >= len(prompt_ids) - 1
@@ -169,16 +231,13 @@ def test_requests_that_arrive_while_others_run_equal_transformers(
 
 
 def test_log_probabilities_have_the_same_bits_alone_batched_and_behind_a_prefix(
-    engine: LiveServer, references: list[Reference]
+    engine: LiveServer, alone: list[Answer], batched: list[Answer], references: list[Reference]
 ) -> None:
-    prompts = [want.prompt_ids for want in references[:8]]
-    flush(engine)
-    alone = [generate(engine, [prompt], 24)[0] for prompt in prompts]
-    cached = generate(engine, prompts, 24)
-    flush(engine)
-    batched = generate(engine, prompts, 24)
+    prompts = [want.prompt_ids for want in references[: len(alone)]]
+    generate(engine, prompts, 2)
+    cached = generate(engine, prompts)
     assert all(answer.cached_tokens > 0 for answer in cached)
-    assert [a.logprobs for a in batched] == [a.logprobs for a in alone]
+    assert [a.logprobs for a in batched[: len(alone)]] == [a.logprobs for a in alone]
     assert [a.logprobs for a in cached] == [a.logprobs for a in alone]
 
 
@@ -200,11 +259,9 @@ def test_long_prompt_in_chunks_beside_running_requests(engine: LiveServer, refer
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("ninja") and shutil.which("g++")), reason="stock NGRAM compiles its corpus")
-def test_stock_ngram_speculation_equals_transformers(
-    tmp_path_factory: pytest.TempPathFactory, references: list[Reference]
-) -> None:
+def test_stock_ngram_speculation_equals_transformers(tmp_path: Path, references: list[Reference]) -> None:
     flags = ("--speculative-algorithm", "NGRAM", "--speculative-ngram-capacity", "100000")
-    with float32_server(tmp_path_factory.mktemp("ngram"), *flags) as live:
+    with exact_server("sglang.launch_server", flags, tmp_path) as live:
         # The second time the corpus knows the text and the drafts are accepted.
         for _ in range(2):
             answers = generate(live, [want.prompt_ids for want in references[:12]])
@@ -212,11 +269,9 @@ def test_stock_ngram_speculation_equals_transformers(
 
 
 @pytest.mark.slow
-def test_paged_cache_with_host_tier_equals_transformers(
-    tmp_path_factory: pytest.TempPathFactory, references: list[Reference]
-) -> None:
+def test_paged_cache_with_host_tier_equals_transformers(tmp_path: Path, references: list[Reference]) -> None:
     flags = ("--page-size", "16", "--enable-hierarchical-cache", "--hicache-size", "1")
-    with float32_server(tmp_path_factory.mktemp("paged"), *flags) as live:
+    with exact_server("sglang.launch_server", flags, tmp_path) as live:
         for _ in range(2):
             answers = generate(live, [want.prompt_ids for want in references[:12]])
             assert [a.output_ids for a in answers] == [want.output_ids for want in references[:12]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,25 +30,20 @@ CARRIERS = {
 }
 
 
-def test_hints_reach_the_scheduler_on_every_api_and_from_every_stack(
-    launch: Callable[..., LiveServer], tmp_path: Path
-) -> None:
-    seen = tmp_path / "requests.jsonl"
-    probes = Path(__file__).parent / "probes"
-    live = launch(env={"PYTHONPATH": str(probes), "REQUEST_PROBE_FILE": str(seen)})
-    expected = []
+def test_hints_reach_the_scheduler_on_every_api_and_from_every_stack(server: LiveServer, arrivals_file: Path) -> None:
+    expected: list[str] = []
     for path, body in BODIES.items():
         for carrier, (fields, headers) in CARRIERS.items():
             session = f"{path}:{carrier}".replace(" ", "_")
             named_fields = json.loads(json.dumps(fields).replace('"S"', json.dumps(session)))
             named_headers = dict.fromkeys(headers, session)
             is_streaming = carrier == "header"
-            request = {"model": live.model, **body, **named_fields, **({"stream": True} if is_streaming else {})}
-            status, answer = live.post(path, request, named_headers)
+            request = {"model": server.model, **body, **named_fields, **({"stream": True} if is_streaming else {})}
+            status, answer = server.post(path, request, named_headers)
             assert status == 200, f"{path} {carrier}: {answer}"
             expected.append(session)
-    arrived = [json.loads(line) for line in seen.read_text().splitlines()]
-    arrived = [request for request in arrived if request["hints"]]
+    arrived = [json.loads(line) for line in arrivals_file.read_text().splitlines()]
+    arrived = [request for request in arrived if request["hints"]][-len(expected) :]
     assert [request["session_id"] for request in arrived] == expected
     assert [request["hints"]["session"] for request in arrived] == expected
     own = [request["hints"] for request in arrived if request["session_id"].endswith("body_object")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,17 +72,13 @@ def test_model_that_is_not_there_ends_the_launcher_with_its_name(tmp_path) -> No
     assert "gone" in lines[-1]
 
 
-def test_schedulers_behind_a_data_parallel_controller_are_proved(launch: Callable[..., LiveServer]) -> None:
+def test_schedulers_behind_a_data_parallel_controller_are_proved_and_end_with_the_launcher(
+    launch: Callable[..., LiveServer],
+) -> None:
     cores = sorted(os.sched_getaffinity(0))
     # Without a GPU the engine wants a NUMA node a scheduler, unless it is told which cores to take.
     live = launch("--dp-size", "2", env={"SGLANG_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"})
     assert live.chat([{"role": "user", "content": "Hello"}])["choices"]
     assert "agentinfer ready: " in live.log.read_text()
-
-
-def test_terminating_the_launcher_is_no_failure(launch: Callable[..., LiveServer]) -> None:
-    live = launch()
-    assert live.process is not None
-    os.kill(live.process.pid, signal.SIGTERM)
-    assert live.process.wait(60) == 0
+    assert live.terminate() == 0
     assert "agentinfer: error" not in live.log.read_text()

@@ -1,4 +1,4 @@
-"""Put on PYTHONPATH by test_hints_live.py: every scheduler writes down what its requests carry when they arrive."""
+"""On the shared server's PYTHONPATH: every scheduler writes down what its requests carry when they arrive."""
 
 import importlib.abc
 import importlib.util
