@@ -12,7 +12,7 @@ from agentinfer.messages.model import (
     canonical_digest,
     chained,
 )
-from agentinfer.messages.replies import Reply
+from agentinfer.messages.replies import Reply, shortened
 from agentinfer.messages.requests import MAX_MESSAGES, PATHS, Conversation
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ToolCall",
     "canonical_digest",
     "chained",
+    "shortened",
     "token_bytes",
     "utf8",
 ]

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-import orjson
-
 from agentinfer.messages.content import anthropic_messages, chat_message, joined_assistant, merged_output_items
 from agentinfer.messages.model import Api, Message, ToolCall
+from agentinfer.messages.stream import CallParts, append_text, mapping, stream_events, stream_lines, text_or_none
 
 
 @dataclass(frozen=True)
@@ -46,40 +45,51 @@ class Reply:
     @staticmethod
     def from_sse(api: Api, data: bytes) -> Reply:
         """The reply in a server-sent event stream, `data` being all bytes that were sent."""
-        return _generate_sse(data) if api == "generate" else _SSE_READERS[api](_events(data))
+        return _generate_sse(data) if api == "generate" else _SSE_READERS[api](stream_events(data))
+
+
+def shortened(api: Api, data: bytes) -> bytes:
+    """Bytes that can stand for the beginning `data` of a stream of which `Reply.from_sse` is asked later.
+
+    An answer on /generate is streamed in bytes that grow with its square; this leaves about one event of them.
+    """
+    if api != "generate":
+        return data
+    end = data.rfind(b"\n") + 1
+    return b"".join(line + b"\n\n" for line, _ in _unrepeated(data[:end])) + data[end:]
 
 
 def _chat_json(body: Mapping[str, Any]) -> Reply:
     choice = _first_choice(body)
-    read = chat_message(_mapping(choice.get("message")))
-    return Reply(read.text, read.reasoning_text, read.tool_calls, _text_or_none(choice.get("finish_reason")), _id(body))
+    read = chat_message(mapping(choice.get("message")))
+    return Reply(read.text, read.reasoning_text, read.tool_calls, text_or_none(choice.get("finish_reason")), _id(body))
 
 
 def _chat_sse(events: Iterator[Mapping[str, Any]]) -> Reply:
     text: list[str] = []
     reasoning: list[str] = []
-    calls = _CallParts()
+    calls = CallParts()
     finish_reason = response_id = None
     for event in events:
         response_id = response_id or _id(event)
         choice = _first_choice(event)
-        delta = _mapping(choice.get("delta"))
-        _append(text, delta.get("content"))
-        _append(reasoning, delta.get("reasoning_content"))
+        delta = mapping(choice.get("delta"))
+        append_text(text, delta.get("content"))
+        append_text(reasoning, delta.get("reasoning_content"))
         pieces = delta.get("tool_calls")
         for piece in pieces if isinstance(pieces, list) else ():
             if isinstance(piece, Mapping):
-                function = _mapping(piece.get("function"))
+                function = mapping(piece.get("function"))
                 calls.add(piece.get("index"), piece.get("id"), function.get("name"), function.get("arguments"))
-        finish_reason = _text_or_none(choice.get("finish_reason")) or finish_reason
+        finish_reason = text_or_none(choice.get("finish_reason")) or finish_reason
     return Reply("".join(text), "".join(reasoning), calls.joined(), finish_reason, response_id)
 
 
 def _completions_json(body: Mapping[str, Any]) -> Reply:
     choice = _first_choice(body)
     return Reply(
-        _text_or_none(choice.get("text")) or "",
-        finish_reason=_text_or_none(choice.get("finish_reason")),
+        text_or_none(choice.get("text")) or "",
+        finish_reason=text_or_none(choice.get("finish_reason")),
         response_id=_id(body),
     )
 
@@ -90,13 +100,13 @@ def _completions_sse(events: Iterator[Mapping[str, Any]]) -> Reply:
     for event in events:
         response_id = response_id or _id(event)
         choice = _first_choice(event)
-        _append(text, choice.get("text"))
-        finish_reason = _text_or_none(choice.get("finish_reason")) or finish_reason
+        append_text(text, choice.get("text"))
+        finish_reason = text_or_none(choice.get("finish_reason")) or finish_reason
     return Reply("".join(text), finish_reason=finish_reason, response_id=response_id)
 
 
 def _responses_json(body: Mapping[str, Any]) -> Reply:
-    return _responses_reply(body.get("output"), _text_or_none(body.get("status")), _id(body))
+    return _responses_reply(body.get("output"), text_or_none(body.get("status")), _id(body))
 
 
 def _responses_sse(events: Iterator[Mapping[str, Any]]) -> Reply:
@@ -104,12 +114,12 @@ def _responses_sse(events: Iterator[Mapping[str, Any]]) -> Reply:
     response_id = status = None
     for event in events:
         kind = event.get("type")
-        response = _mapping(event.get("response"))
+        response = mapping(event.get("response"))
         response_id = _id(response) or response_id
         if kind == "response.output_item.done":
             items.append(event.get("item"))
         elif kind in ("response.completed", "response.incomplete", "response.failed"):
-            status = _text_or_none(response.get("status"))
+            status = text_or_none(response.get("status"))
             output = response.get("output")
             items = output if isinstance(output, list) and output else items
     return _responses_reply(items, status, response_id)
@@ -123,119 +133,72 @@ def _responses_reply(output: object, status: str | None, response_id: str | None
 
 def _anthropic_json(body: Mapping[str, Any]) -> Reply:
     read = joined_assistant(anthropic_messages("assistant", body.get("content")))
-    return Reply(read.text, read.reasoning_text, read.tool_calls, _text_or_none(body.get("stop_reason")), _id(body))
+    return Reply(read.text, read.reasoning_text, read.tool_calls, text_or_none(body.get("stop_reason")), _id(body))
 
 
 def _anthropic_sse(events: Iterator[Mapping[str, Any]]) -> Reply:
     text: list[str] = []
     reasoning: list[str] = []
-    calls = _CallParts()
+    calls = CallParts()
     finish_reason = response_id = None
     for event in events:
         kind = event.get("type")
         if kind == "message_start":
-            response_id = _id(_mapping(event.get("message")))
+            response_id = _id(mapping(event.get("message")))
         elif kind == "content_block_start":
-            block = _mapping(event.get("content_block"))
+            block = mapping(event.get("content_block"))
             if block.get("type") == "tool_use":
                 calls.add(event.get("index"), block.get("id"), block.get("name"), None)
-            _append(text, block.get("text"))
-            _append(reasoning, block.get("thinking"))
+            append_text(text, block.get("text"))
+            append_text(reasoning, block.get("thinking"))
         elif kind == "content_block_delta":
-            delta = _mapping(event.get("delta"))
-            _append(text, delta.get("text"))
-            _append(reasoning, delta.get("thinking"))
+            delta = mapping(event.get("delta"))
+            append_text(text, delta.get("text"))
+            append_text(reasoning, delta.get("thinking"))
             if delta.get("type") == "input_json_delta":
                 calls.add(event.get("index"), None, None, delta.get("partial_json"))
         elif kind == "message_delta":
-            finish_reason = _text_or_none(_mapping(event.get("delta")).get("stop_reason")) or finish_reason
+            finish_reason = text_or_none(mapping(event.get("delta")).get("stop_reason")) or finish_reason
     # Clients parse the streamed argument text and send the object back, so its bytes are not kept.
     return Reply("".join(text), "".join(reasoning), calls.joined(reserialised=True), finish_reason, response_id)
 
 
 def _generate_json(body: Mapping[str, Any]) -> Reply:
-    meta = _mapping(body.get("meta_info"))
+    meta = mapping(body.get("meta_info"))
     reason = meta.get("finish_reason")
     return Reply(
-        _text_or_none(body.get("text")) or "",
-        finish_reason=_text_or_none(_mapping(reason).get("type")) or _text_or_none(reason),
-        response_id=_text_or_none(meta.get("id")),
+        text_or_none(body.get("text")) or "",
+        finish_reason=text_or_none(mapping(reason).get("type")) or text_or_none(reason),
+        response_id=text_or_none(meta.get("id")),
         token_ids=_token_ids(body.get("output_ids")),
     )
 
 
 def _generate_sse(data: bytes) -> Reply:
-    last_start = data.rfind(b'data: {"')
-    final = next(_events(data[last_start:]), None) if last_start >= 0 else None
-    if final is not None:
-        whole = _generate_json(final)
-        if whole.token_ids and len(whole.token_ids) == _num_generated(final):
-            return whole  # by default every event carries all so far, so the last one is the whole answer
-    text: list[str] = []
-    token_ids: list[int] = []
-    last = Reply()
+    pieces = [_generate_json(event) for _, event in _unrepeated(data)]
+    if not pieces:
+        return Reply()
+    ids = tuple(token for piece in pieces for token in piece.token_ids or ())
+    text = "".join(piece.text for piece in pieces)
+    return Reply(text, "", (), pieces[-1].finish_reason, pieces[-1].response_id, ids or None)
+
+
+def _unrepeated(data: bytes) -> list[tuple[bytes, Mapping[str, Any]]]:
+    """Lines and events of the first choice, from the last one on that repeats all before it.
+
+    By default every event of /generate does; with ``--incremental-streaming-output`` only the first.
+    """
+    kept: list[tuple[bytes, Mapping[str, Any]]] = []
     previous = ""
-    for event in _events(data):
-        last = _generate_json(event)
-        ids = last.token_ids or ()
-        # With --incremental-streaming-output an event carries only what is new.
-        is_whole = len(ids) == _num_generated(event) if ids else last.text.startswith(previous)
-        if is_whole:
-            text.clear()
-            token_ids.clear()
-        previous = last.text
-        text.append(last.text)
-        token_ids.extend(ids)
-    return Reply("".join(text), "", (), last.finish_reason, last.response_id, tuple(token_ids) or None)
-
-
-def _num_generated(event: Mapping[str, Any]) -> object:
-    return _mapping(event.get("meta_info")).get("completion_tokens")
-
-
-class _CallParts:
-    """Tool calls that arrive in pieces, joined by their index in the stream."""
-
-    def __init__(self) -> None:
-        self._calls: dict[object, tuple[list[str], list[str], list[str]]] = {}
-
-    def add(self, index: object, call_id: object, name: object, arguments: object) -> None:
-        key = index if isinstance(index, int) else len(self._calls)
-        ids, names, texts = self._calls.setdefault(key, ([], [], []))
-        if not ids:
-            _append(ids, call_id)
-        if not names:
-            _append(names, name)
-        _append(texts, arguments)
-
-    def joined(self, reserialised: bool = False) -> tuple[ToolCall, ...]:
-        calls = []
-        for ids, names, texts in self._calls.values():
-            arguments = "".join(texts)
-            if reserialised:
-                arguments = _reserialised(arguments or "{}")
-            calls.append(ToolCall("".join(ids) or None, "".join(names), arguments))
-        return tuple(calls)
-
-
-def _events(data: bytes) -> Iterator[Mapping[str, Any]]:
-    for line in data.split(b"\n"):
-        if line.startswith(b"data:"):
-            payload = line[5:].strip()
-            if payload and payload != b"[DONE]":
-                try:
-                    event = orjson.loads(payload)
-                except orjson.JSONDecodeError:
-                    continue  # the line at which the stream was cut off
-                if isinstance(event, Mapping):
-                    yield event
-
-
-def _reserialised(arguments: str) -> str:
-    try:
-        return orjson.dumps(orjson.loads(arguments)).decode()
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        return arguments
+    for line, event in stream_lines(data):
+        if event.get("index", 0) in (0, None):
+            ids, text = _token_ids(event.get("output_ids")), text_or_none(event.get("text")) or ""
+            num_generated = mapping(event.get("meta_info")).get("completion_tokens")
+            if len(ids) == num_generated if ids else text.startswith(previous):
+                kept.clear()
+            kept.append((line, event))
+            previous = text
+    return kept
 
 
 def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -246,27 +209,14 @@ def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _id(body: Mapping[str, Any]) -> str | None:
-    return _text_or_none(body.get("id"))
+    return text_or_none(body.get("id"))
 
 
 def _token_ids(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         return None
     return tuple(value)
-
-
-def _append(parts: list[str], value: object) -> None:
-    if isinstance(value, str) and value:
-        parts.append(value)
 
 
 _JSON_READERS: Final[dict[Api, Callable[[Mapping[str, Any]], Reply]]] = {

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from agentinfer.messages import Conversation, Reply, ToolCall
+from agentinfer.messages import Conversation, Reply, ToolCall, shortened
 
 
 def sse(*events, named=False):
@@ -199,6 +199,31 @@ INCREMENTAL = (generated("a", [1], 1), generated("ab", [2], 2), generated("c", [
 )
 def test_generate(reply, ids):
     assert reply == Reply("aabc", finish_reason="stop", response_id="r1", token_ids=ids)
+
+
+def test_generate_reads_the_first_of_several_choices():
+    first = [{**event, "index": 0} for event in CUMULATIVE]
+    second = [{**event, "index": 1} for event in (generated("x", [7], 1), generated("xy", [7, 8], 2, "length"))]
+    answer = Reply.from_sse("generate", sse(first[0], second[0], first[1], first[2], second[1]))
+    assert answer == Reply("aabc", finish_reason="stop", response_id="r1", token_ids=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "events",
+    [CUMULATIVE, INCREMENTAL, without_ids(*CUMULATIVE), (*CUMULATIVE[:2], {"error": {"message": "no"}})],
+    ids=["cumulative", "incremental", "without ids", "error"],
+)
+def test_a_generate_stream_shortened_at_any_byte_reads_the_same(events):
+    data = sse(*events)
+    for cut in range(len(data) + 1):
+        assert Reply.from_sse("generate", shortened("generate", data[:cut]) + data[cut:]) == Reply.from_sse(
+            "generate", data
+        )
+
+
+def test_shortening_leaves_one_event_of_a_cumulative_stream_and_other_apis_as_they_are():
+    assert shortened("generate", sse(*CUMULATIVE)) == sse(CUMULATIVE[-1]).partition(b"data: [DONE]")[0]
+    assert shortened("chat", CHAT_SSE) is CHAT_SSE
 
 
 @pytest.mark.parametrize("api", ["chat", "completions", "responses", "anthropic", "generate"])
