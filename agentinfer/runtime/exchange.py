@@ -15,13 +15,16 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # An answer longer than this is passed on but not understood: the session keeps its turn, with what was copied of it.
 MAX_CAPTURED_BYTES = 64 << 20
+# How much of an answer is copied before what repeats itself in it is dropped, the first time; then at twice its length.
+SHORTEN_AT_BYTES = 1 << 18
 
 
 class Exchange:
     """One request's bytes in and answer out, with what became of them.
 
     `on_complete`, where set, is called once, right after the last byte was handed over and before the event loop can
-    read another request: a client's next turn never overtakes the end of this one.
+    read another request: a client's next turn never overtakes the end of this one. `shorten`, where set, takes the copy
+    of a long stream's beginning and gives bytes that stand for it.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -31,6 +34,8 @@ class Exchange:
         self.is_complete = False
         self._client_left = False
         self.on_complete: Callable[[], None] | None = None
+        self.shorten: Callable[[bytes], bytes] | None = None
+        self._shorten_at_bytes = SHORTEN_AT_BYTES
         self.body = b""
         self.content_type = ""
         self.answer = bytearray()
@@ -60,9 +65,17 @@ class Exchange:
         elif message["type"] == "http.response.body":
             if len(self.answer) < MAX_CAPTURED_BYTES:
                 self.answer += message.get("body", b"")
+            if self.shorten is not None and len(self.answer) > self._shorten_at_bytes and self.is_stream:
+                self.answer = bytearray(self.shorten(bytes(self.answer)))
+                self._shorten_at_bytes = max(SHORTEN_AT_BYTES, 2 * len(self.answer))
             self.is_complete = not message.get("more_body", False)
             if self.is_complete and self.on_complete is not None:
                 self.on_complete()
+
+    @property
+    def is_stream(self) -> bool:
+        """True when the answer is a server-sent event stream."""
+        return self.content_type.startswith("text/event-stream")
 
     @property
     def outcome(self) -> Outcome:

@@ -8,6 +8,7 @@ token waits for us.
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import uuid
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from agentinfer import __version__
 from agentinfer.clock import Clock, SystemClock
 from agentinfer.config import AgentInferConfig
 from agentinfer.errors import ConfigError, HintError
+from agentinfer.messages import shortened
 from agentinfer.metrics import Metrics
 from agentinfer.record import RecordWriter
 from agentinfer.runtime.exchange import App, Exchange, Receive, Scope, Send
@@ -107,6 +109,7 @@ class FollowTurns:
             follower.finish(followed, exchange.outcome, exchange.content_type, bytes(exchange.answer))
 
         exchange.on_complete = finish
+        exchange.shorten = functools.partial(shortened, followed.conversation.api)
         token = current_turn.set(followed)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -118,7 +121,7 @@ class FollowTurns:
     def _begin(self, follower: TurnFollower, scope: Scope, raw: bytes) -> FollowedTurn | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if headers.get("content-encoding", "identity") != "identity":
-            return None
+            return None  # SGLang decodes no request: it refuses this one
         body = read_object(raw)
         if body is None:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agentinfer.clock import ManualClock
+from agentinfer.messages import Reply, shortened
 from agentinfer.metrics import Metrics
+from agentinfer.runtime.exchange import SHORTEN_AT_BYTES, Exchange
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.http import FollowTurns
 from agentinfer.runtime.turns import current_turn
@@ -135,6 +138,30 @@ def test_a_streamed_reply_is_understood_from_its_events() -> None:
     harness.post({**ASK, "messages": follow_up})
     (view,) = harness.table.list()
     assert view.num_turns == 2
+
+
+def test_a_stream_that_repeats_itself_is_copied_in_little_memory_and_understood() -> None:
+    """SGLang's /generate sends all so far with every token: 2,000 tokens are 14 MB."""
+    events = [
+        {"text": "word " * n, "output_ids": list(range(n)), "meta_info": {"id": "r", "completion_tokens": n}}
+        for n in range(1, 2001)
+    ]
+    pieces = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    kept_bytes: list[int] = []
+
+    async def collect(message: dict[str, Any]) -> None:
+        kept_bytes.append(len(exchange.answer))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    exchange = Exchange(receive, collect)
+    exchange.shorten = functools.partial(shortened, "generate")
+    asyncio.run(answering(*pieces, b"data: [DONE]\n\n", kind=b"text/event-stream")({}, receive, exchange.send))
+    assert sum(map(len, pieces)) > 14e6
+    assert max(kept_bytes) < 2 * SHORTEN_AT_BYTES
+    reply = Reply.from_sse("generate", bytes(exchange.answer))
+    assert (reply.text, reply.token_ids) == (events[-1]["text"], tuple(range(2000)))
 
 
 @pytest.mark.parametrize(
