@@ -74,12 +74,32 @@ class ForcedReplayConfig(Feature):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SpeculationConfig(Feature):
+    """AgentSAM: speculative decoding that drafts from what the agents' sessions have said before."""
+
+    feature: ClassVar[str] = "speculation"
+    summary: ClassVar[str] = (
+        "Draft tokens from the sessions' own text and verify several a step; the answers stay the same. "
+        "The same as SGLang's --speculative-algorithm AGENT_SAM."
+    )
+
+    speculation: bool = option(False, "decode speculatively with AgentSAM (SGLang's algorithm AGENT_SAM)")
+    spec_max_width: int = option(
+        16, "tokens verified a step and request at most, the normal one included", low=2, high=64
+    )
+    spec_shape: str = option(
+        "tree", "a draft is one continuation (chain) or may hold alternatives (tree)", choices=("tree", "chain")
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class AgentInferConfig:
     """All features' settings. Raises ConfigError when an enabled feature lacks one that it needs."""
 
     sessions: SessionsConfig = SessionsConfig()
     record: RecordConfig = RecordConfig()
     forced_replay: ForcedReplayConfig = ForcedReplayConfig()
+    speculation: SpeculationConfig = SpeculationConfig()
 
     def __post_init__(self) -> None:
         enabled = self.enabled_features
@@ -132,7 +152,7 @@ class AgentInferConfig:
 
 
 FEATURES: Mapping[str, type[Feature]] = {
-    each.feature: each for each in (SessionsConfig, RecordConfig, ForcedReplayConfig)
+    each.feature: each for each in (SessionsConfig, RecordConfig, ForcedReplayConfig, SpeculationConfig)
 }
 
 

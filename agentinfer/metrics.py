@@ -6,7 +6,7 @@ first, and the client reads that variable at import.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -98,6 +98,30 @@ RECORD_DROPPED: Final = MetricSpec(
     "agentinfer_record_dropped_lines_total", "counter", "Lines of the session record that could not be written."
 )
 
+SPEC_STEPS: Final = MetricSpec("agentinfer_spec_steps_total", "counter", "Decode steps of the speculative worker.")
+SPEC_DRAFTED: Final = MetricSpec(
+    "agentinfer_spec_drafted_tokens_total",
+    "counter",
+    "Drafted tokens that were verified, beside each step's normal one.",
+)
+SPEC_ACCEPTED: Final = MetricSpec(
+    "agentinfer_spec_accepted_tokens_total", "counter", "Drafted tokens that were accepted, each a decode step saved."
+)
+SPEC_WIDTH: Final = MetricSpec(
+    "agentinfer_spec_width_tokens",
+    "histogram",
+    "Tokens verified a request in a decode step, the normal one included; 1 is plain decoding.",
+    (),
+    (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64),
+)
+SPEC_DRAFT: Final = MetricSpec(
+    "agentinfer_spec_draft_seconds",
+    "histogram",
+    "Seconds of host time that drafting took a decode step, for the whole batch.",
+    (),
+    (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
+)
+
 METRICS: Final = (
     TURNS,
     TURN_TTFT,
@@ -114,25 +138,15 @@ METRICS: Final = (
     RECORD_DROPPED,
 )
 
+# Kept by the scheduler's process, and only where speculation is on.
+SPECULATION_METRICS: Final = (SPEC_STEPS, SPEC_DRAFTED, SPEC_ACCEPTED, SPEC_WIDTH, SPEC_DRAFT)
+
 
 class Metrics:
     """The live metrics, in `registry` or, with None, in the client library's default one. Build it once a registry."""
 
     def __init__(self, registry: CollectorRegistry | None = None, max_label_values: int = 32) -> None:
-        import prometheus_client
-
-        kinds: dict[str, Any] = {
-            "counter": prometheus_client.Counter,
-            # Only the process that serves HTTP sets our gauges, so the newest value is the value.
-            "gauge": partial(prometheus_client.Gauge, multiprocess_mode="mostrecent"),
-            "histogram": prometheus_client.Histogram,
-        }
-        self._live: dict[str, Any] = {}
-        for spec in METRICS:
-            options: dict[str, Any] = {"registry": registry or prometheus_client.REGISTRY}
-            if spec.kind == "histogram":
-                options["buckets"] = spec.buckets
-            self._live[spec.name] = kinds[spec.kind](spec.name, spec.help, spec.labels, **options)
+        self._live = _live(METRICS, registry)
         self._tools = _CappedLabel(max_label_values)
         self._fields = _CappedLabel(max_label_values)
         self._seen_totals: dict[tuple[MetricSpec, tuple[tuple[str, str], ...]], float] = {}
@@ -193,13 +207,47 @@ class Metrics:
             self._seen_totals[key] = total
 
 
+class SpeculationMetrics:
+    """The live metrics of speculation, for the process that decodes. As `Metrics`, build it once a registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._live = _live(SPECULATION_METRICS, registry)
+
+    def step(self, drafted: int, accepted: int, width: float, draft_s: float) -> None:
+        """Count a decode step; `width` is the mean over its requests."""
+        self._live[SPEC_STEPS.name].inc()
+        self._live[SPEC_DRAFTED.name].inc(drafted)
+        self._live[SPEC_ACCEPTED.name].inc(accepted)
+        self._live[SPEC_WIDTH.name].observe(width)
+        self._live[SPEC_DRAFT.name].observe(draft_s)
+
+
 def markdown_table() -> str:
     """The metrics as the Markdown table of docs/metrics.md, which a test holds equal to this."""
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for spec in METRICS:
+    for spec in (*METRICS, *SPECULATION_METRICS):
         labels = ", ".join(f"`{label}`" for label in spec.labels) or "–"
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return "\n".join(lines) + "\n"
+
+
+def _live(specs: Iterable[MetricSpec], registry: CollectorRegistry | None) -> dict[str, Any]:
+    """The client library's objects by name, in `registry` or its default one."""
+    import prometheus_client
+
+    kinds: dict[str, Any] = {
+        "counter": prometheus_client.Counter,
+        # Only the process that serves HTTP sets our gauges, so the newest value is the value.
+        "gauge": partial(prometheus_client.Gauge, multiprocess_mode="mostrecent"),
+        "histogram": prometheus_client.Histogram,
+    }
+    live: dict[str, Any] = {}
+    for spec in specs:
+        options: dict[str, Any] = {"registry": registry or prometheus_client.REGISTRY}
+        if spec.kind == "histogram":
+            options["buckets"] = spec.buckets
+        live[spec.name] = kinds[spec.kind](spec.name, spec.help, spec.labels, **options)
+    return live
 
 
 class _CappedLabel:

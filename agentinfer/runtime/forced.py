@@ -7,7 +7,7 @@ keeps acceptance under speculation exactly what it would be for a model that gre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,12 @@ class ForcedPlan:
 
 
 def plan_rows(
-    forced: list[torch.Tensor | None], prompt_lens: list[int], positions: torch.Tensor, rows_per_request: int
+    forced: list[torch.Tensor | None],
+    prompt_lens: list[int],
+    positions: torch.Tensor,
+    rows_per_request: int | Sequence[int],
 ) -> ForcedPlan | None:
-    """The plan for rows at `positions` (int64 ``[len(forced) * rows_per_request]``, request-major).
+    """The plan for rows at `positions` (int64 ``[rows]``, request-major; one number a request, or one for all).
 
     `forced[i]` holds request i's reply (int64, on the device of `positions`) or None, `prompt_lens[i]` its prompt's
     length in tokens. A row at position p predicts reply token ``p + 1 - prompt_len``; rows before the prompt's end and
@@ -91,8 +94,13 @@ def plan_rows(
         lengths.append(length)
         start += length
 
+    if isinstance(rows_per_request, int):
+        repeats: int | torch.Tensor = rows_per_request
+    else:
+        repeats = torch.tensor(rows_per_request, device=device)
+
     def rows(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, device=device).repeat_interleave(rows_per_request)
+        return torch.tensor(values, device=device).repeat_interleave(repeats, output_size=positions.numel())
 
     index = positions + 1 - rows(prompt_lens)
     is_forced = (index >= 0) & (index < rows(lengths))
@@ -130,7 +138,8 @@ def _attach_plan(forward_batch: Any, cls: type, batch: Any, *args: Any, **kwargs
     prompt_lens = [len(req.origin_input_ids) for req in batch.reqs]
     if forward_batch.forward_mode.is_target_verify():
         positions = forward_batch.spec_info.positions
-        rows_per_request = positions.numel() // len(forced)
+        # AGENT_SAM's rows may be ragged.
+        rows_per_request = getattr(forward_batch.spec_info, "row_counts", positions.numel() // len(forced))
     else:
         positions, rows_per_request = forward_batch.seq_lens - 1, 1
     setattr(forward_batch, _PLAN, plan_rows(forced, prompt_lens, positions.long(), rows_per_request))

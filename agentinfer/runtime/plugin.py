@@ -13,6 +13,7 @@ from agentinfer.runtime.seams import hook, ledger
 _INSTALLERS = {
     "sessions": ("agentinfer.runtime.requests",),
     "forced_replay": ("agentinfer.runtime.forced",),
+    "speculation": ("agentinfer.runtime.speculation.registration",),
 }
 
 

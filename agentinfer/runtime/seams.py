@@ -37,6 +37,7 @@ _SEAM_MODULES = (
     "agentinfer.runtime.http",
     "agentinfer.runtime.requests",
     "agentinfer.runtime.forced",
+    "agentinfer.runtime.speculation.registration",
     "agentinfer.runtime.cpu.hooks",
 )
 

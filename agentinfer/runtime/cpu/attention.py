@@ -7,6 +7,7 @@ what to mask is planned once a forward pass; `attention_math` computes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +93,11 @@ class CpuAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
         if mode.is_decode():
             self._sequences = [Sequence(row, i, 1, n) for i, (row, n) in enumerate(zip(table_rows, lens, strict=True))]
         elif mode.is_target_verify():
-            width = forward_batch.spec_info.draft_token_num
-            trees = _trees(forward_batch.spec_info, lens, width)
-            self._sequences = [
-                Sequence(row, i * width, width, prefix + width, tree)
-                for i, (row, prefix, tree) in enumerate(zip(table_rows, lens, trees, strict=True))
-            ]
+            counts, trees = _drafts(forward_batch.spec_info, lens)
+            first_row = 0
+            for row, prefix, count, tree in zip(table_rows, lens, counts, trees, strict=True):
+                self._sequences.append(Sequence(row, first_row, count, prefix + count, tree))
+                first_row += count
         else:
             first_row = 0
             for row, total, num_queries in zip(table_rows, lens, forward_batch.extend_seq_lens.tolist(), strict=True):
@@ -180,13 +180,13 @@ class CpuAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
         return plan
 
     def _batch_steps(self, window: int | None, in_swa_pool: bool, dtype: torch.dtype) -> list[BatchStep | ExtendStep]:
-        """Sequences that span equally many key blocks share a call: no row's bits depend on a neighbour's length."""
-        by_width: dict[int, list[tuple[Sequence, range]]] = {}
+        """Sequences with as many queries and key blocks share a call: no row's bits depend on a neighbour's length."""
+        by_shape: dict[tuple[int, int], list[tuple[Sequence, range]]] = {}
         for sequence in self._sequences:
             keys = _key_range(sequence.first_position, sequence.num_keys, window, KEY_BLOCK)
-            by_width.setdefault(len(keys), []).append((sequence, keys))
+            by_shape.setdefault((sequence.num_queries, len(keys)), []).append((sequence, keys))
         steps: list[BatchStep | ExtendStep] = []
-        for members in by_width.values():
+        for members in by_shape.values():
             num_queries = members[0][0].num_queries
             rows = torch.tensor([s.first_row for s, _ in members]).unsqueeze(1) + torch.arange(num_queries)
             bias = [
@@ -223,6 +223,17 @@ def _key_range(first_query: int, num_keys: int, window: int | None, multiple: in
     """Whole multiples that hold every key the queries may see; aligned, so skipping blocks changes no bit."""
     start = 0 if window is None else max(0, first_query - window) // multiple * multiple
     return range(start, round_up(num_keys, multiple))
+
+
+def _drafts(spec_info: Any, prefix_lens: list[int]) -> tuple[Iterable[int], list[torch.Tensor | None]]:
+    """Each request's number of rows, and its tree mask [rows, rows] or None for a chain.
+
+    AGENT_SAM's input says both itself, and its rows are ragged; SGLang's own are of one width.
+    """
+    if hasattr(spec_info, "row_counts"):
+        return spec_info.row_counts, spec_info.trees
+    width = spec_info.draft_token_num
+    return [width] * len(prefix_lens), _trees(spec_info, prefix_lens, width)
 
 
 def _trees(spec_info: Any, prefix_lens: list[int], width: int) -> list[torch.Tensor | None]:

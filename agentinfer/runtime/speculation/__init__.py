@@ -1,0 +1,1 @@
+"""AgentSAM inside SGLang: the registered algorithm, its worker, verification, and its figures."""
