@@ -35,7 +35,10 @@ def distinct_siblings(parents: torch.Tensor, vocab_size: int, generator: torch.G
     tokens = torch.randint(vocab_size, (batch_size, width), generator=generator)
     for b in range(batch_size):
         for node in range(1, width):
+            if parents[b, node] < 0:
+                continue
             siblings = {int(tokens[b, other]) for other in range(1, node) if parents[b, other] == parents[b, node]}
+            assert len(siblings) < vocab_size, f"{len(siblings) + 1} siblings from {vocab_size} tokens"
             while int(tokens[b, node]) in siblings:
                 tokens[b, node] = (tokens[b, node] + 1) % vocab_size
     return tokens

@@ -30,7 +30,9 @@ def tree_layout(
     unless `chain=False`; `chain` None finds out, which on a GPU waits for the device, as does the size of a packed mask
     without `context_lens_sum`. Raises KernelInputError for shapes that do not fit.
     """
-    check_tree("parents", parents, None, context_lens)
+    check_tree("parents", parents, None, None)
+    if context_lens.shape != parents.shape[:1]:
+        raise KernelInputError(f"context_lens: expected [{parents.shape[0]}], got {list(context_lens.shape)}")
     if mask not in ("none", "tree", "packed"):
         raise KernelInputError(f"mask: expected none, tree or packed, got {mask!r}")
     chain = is_chain(parents) if chain is None else chain
