@@ -135,29 +135,50 @@ void DraftModel::learn_calibration(double probability, bool came) {
 
 std::vector<double> DraftModel::learned() const {
   std::vector<double> values(weights_.begin(), weights_.end());
-  for (const Rate& rate : escapes_) {
-    values.push_back(rate.hits);
-    values.push_back(rate.trials);
+  for (const std::vector<Rate>* rates : {&escapes_, &calibration_}) {
+    for (const Rate& rate : *rates) {
+      values.push_back(rate.hits);
+      values.push_back(rate.trials);
+    }
+  }
+  for (const Correction::Slot& slot : correction_.slots()) {
+    values.push_back(slot.weight);
+    values.push_back(slot.sum_of_squares);
   }
   return values;
 }
 
 void DraftModel::restore(const double* values, std::size_t count) {
-  const std::size_t expected = weights_.size() + 2 * escapes_.size();
+  const std::size_t num_rates = escapes_.size() + calibration_.size();
+  const std::size_t expected = weights_.size() + 2 * (num_rates + correction_.slots().size());
   AGENTINFER_CHECK(count == expected, "a learned draft model has ", expected, " numbers, got ", count,
                    "; it was written by another version: start without it");
+  const double* rates = values + weights_.size();
+  const double* slots = rates + 2 * num_rates;
   for (std::size_t i = 0; i < count; ++i) {
-    const bool is_hits = i >= weights_.size() && (i - weights_.size()) % 2 == 0;
-    const bool is_trials = i >= weights_.size() && !is_hits;
-    AGENTINFER_CHECK(std::isfinite(values[i]) && (!is_trials || (values[i] > 0 && values[i] <= kMaxTrials)) &&
-                         (!is_hits || (values[i] >= 0 && values[i] <= values[i + 1])),
-                     "learned draft model: value ", i, " is ", values[i], ", out of range; start without it");
+    AGENTINFER_CHECK(std::isfinite(values[i]), "learned draft model: value ", i, " is ", values[i],
+                     ", not a finite number; start without it");
   }
-  std::copy(values, values + weights_.size(), weights_.begin());
-  values += weights_.size();
-  for (Rate& rate : escapes_) {
-    rate = {values[0], values[1]};
-    values += 2;
+  for (std::size_t i = 0; i < num_rates; ++i) {
+    const double hits = rates[2 * i];
+    const double trials = rates[2 * i + 1];
+    AGENTINFER_CHECK(trials > 0 && trials <= kMaxPointTrials && hits >= 0 && hits <= trials, "learned draft model: rate ",
+                     i, " is ", hits, " of ", trials, "; start without it");
+  }
+  for (std::size_t i = 0; i < correction_.slots().size(); ++i) {
+    AGENTINFER_CHECK(slots[2 * i + 1] >= 0, "learned draft model: slot ", i, " has a negative sum of squares, ",
+                     slots[2 * i + 1], "; start without it");
+  }
+  std::copy(values, rates, weights_.begin());
+  for (std::vector<Rate>* kept : {&escapes_, &calibration_}) {
+    for (Rate& rate : *kept) {
+      rate = {rates[0], rates[1]};
+      rates += 2;
+    }
+  }
+  for (Correction::Slot& slot : correction_.slots()) {
+    slot = {slots[0], slots[1]};
+    slots += 2;
   }
 }
 

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "correction.h"
+
 namespace agentinfer::spec_sam {
 
 // Evidence of different kinds is trusted differently.
@@ -52,6 +54,9 @@ class DraftModel {
   double calibrated(double probability) const;
   void learn_calibration(double probability, bool came);
 
+  Correction& correction() { return correction_; }
+  const Correction& correction() const { return correction_; }
+
   // All that was learned, as numbers for a file; `restore` raises CheckError for a wrong size or values out of range.
   std::vector<double> learned() const;
   void restore(const double* values, std::size_t count);
@@ -74,6 +79,7 @@ class DraftModel {
   std::vector<Rate> escapes_;
   std::vector<Rate> calibration_;  // at equal steps of the log-odds, interpolated between them
   std::array<double, kNumSourceKinds * kLengthBuckets> weights_;
+  Correction correction_;
 };
 
 }  // namespace agentinfer::spec_sam

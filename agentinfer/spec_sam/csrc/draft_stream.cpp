@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::size_t kKept = 64;          // tokens that a later source is matched from
 constexpr double kMaxProbability = 0.99;   // no evidence is certain
+constexpr double kMinProbability = 0.001;
+constexpr double kHopeless = 0.3;          // of the least worthwhile probability: no correction will lift it so far
 constexpr std::size_t kMaxCredits = 4096;  // waiting to be taken
 // The latest continuation of the session's own text counts as this many more: agents repeat what they did last.
 constexpr double kRecency = 0.5;
@@ -79,7 +81,9 @@ const std::vector<DraftNode>& DraftStream::draft(const DraftLimits& limits) {
     const Waiting next = waiting_.back();
     waiting_.pop_back();
     nodes_.push_back(DraftNode{next.token, next.parent, next.path_probability});
-    expansions_.emplace_back().estimate = next.estimate;
+    expansions_.emplace_back();
+    expansions_.back().estimate = next.estimate;
+    expansions_.back().features = next.features;
     newest = static_cast<std::int32_t>(nodes_.size() - 1);
     if (newest < limits.max_nodes) {  // the last one is not expanded
       for (std::size_t i = 0; i < sources_.size(); ++i) {
@@ -120,9 +124,13 @@ void DraftStream::expand(std::int32_t node, const DraftLimits& limits) {
                        ? first + std::min<std::ptrdiff_t>(limits.max_children, candidates_.end() - first)
                        : candidates_.end();
   for (auto candidate = first; candidate != end; ++candidate) {
-    const double probability = path_probability * model_.calibrated(candidate->probability);
+    if (path_probability * candidate->probability < kHopeless * limits.min_path_probability) continue;
+    const Correction::Features features = features_of(node, *candidate);
+    const double estimate =
+        std::clamp(model_.correction().apply(candidate->probability, features), kMinProbability, kMaxProbability);
+    const double probability = path_probability * model_.calibrated(estimate);
     if (probability < limits.min_path_probability) continue;
-    waiting_.push_back(Waiting{probability, candidate->probability, node, candidate->token});
+    waiting_.push_back(Waiting{probability, estimate, node, candidate->token, features});
     std::push_heap(waiting_.begin(), waiting_.end(), is_worse);
   }
 }
@@ -214,6 +222,30 @@ void DraftStream::mix(std::int32_t node, Expansion& expansion) {
   }
 }
 
+Correction::Features DraftStream::features_of(std::int32_t node, const Candidate& candidate) {
+  // The two tokens before: of the path, and before the root of the stream.
+  std::array<std::uint32_t, 2> before{};
+  std::size_t found = 0;
+  std::int32_t at = node;
+  for (; found < before.size() && nodes_[at].parent >= 0; at = nodes_[at].parent) before[found++] = nodes_[at].token;
+  for (std::size_t back = 1; found < before.size() && back <= recent_.size(); ++back) {
+    before[found++] = recent_[recent_.size() - back];
+  }
+  const auto bucket = [](std::int32_t length) -> std::uint32_t {
+    return length < 4 ? length : length < 8 ? 4 : length < 16 ? 5 : length < 32 ? 6 : 7;
+  };
+  std::int32_t longest_other = 0;
+  std::uint8_t level_other = kNoLevel;
+  for (std::size_t i = 1; i < sources_.size(); ++i) {
+    longest_other = std::max(longest_other, match_at(node, static_cast<std::int32_t>(i)).length);
+    level_other = std::min(level_other, candidate.level[i]);
+  }
+  const auto support = [](std::uint8_t level) -> std::uint32_t { return level == 0 ? 1 : level == kNoLevel ? 2 : 0; };
+  const std::uint32_t lengths = bucket(match_at(node, 0).length) * 8 + bucket(longest_other);
+  const std::uint32_t evidence = (lengths * 3 + support(candidate.level[0])) * 3 + support(level_other);
+  return Correction::features(candidate.token, before[0], before[1], evidence);
+}
+
 void DraftStream::learn(const std::int32_t* tokens, std::size_t count) {
   std::int32_t node = nodes_.empty() ? -1 : 0;
   for (std::size_t k = 0; k < count && node >= 0; ++k) {
@@ -223,6 +255,7 @@ void DraftStream::learn(const std::int32_t* tokens, std::size_t count) {
       if (nodes_[i].parent != node) continue;
       const bool came = nodes_[i].token == tokens[k];
       model_.learn_calibration(expansions_[i].estimate, came);
+      model_.correction().learn(expansions_[i].estimate, expansions_[i].features, came);
       if (came) next = static_cast<std::int32_t>(i);
     }
     node = next;

@@ -81,7 +81,8 @@ class DraftStream {
     std::array<double, kMaxSources> share{};  // of each source in the mixture
     std::array<std::uint8_t, kMaxSources> num_levels{};
     std::array<std::array<DraftModel::EscapeContext, kMaxLevels>, kMaxSources> escapes{};
-    double estimate = 0;  // of this node's own token, before calibration
+    double estimate = 0;                // of this node's own token, before calibration
+    Correction::Features features{};    // of the proposal of that token
     bool is_done = false;
   };
   struct Waiting {
@@ -89,6 +90,7 @@ class DraftStream {
     double estimate;
     std::int32_t parent;
     std::int32_t token;
+    Correction::Features features;
   };
 
   void expand(std::int32_t node, const DraftLimits& limits);
@@ -96,6 +98,7 @@ class DraftStream {
   void propose(std::int32_t first, std::int32_t source, std::int32_t token, double probability, std::uint8_t level,
                std::int32_t latest_end);
   void mix(std::int32_t node, Expansion& expansion);
+  Correction::Features features_of(std::int32_t node, const Candidate& candidate);
   void learn(const std::int32_t* tokens, std::size_t count);
   void learn_at(std::int32_t node, std::int32_t token);
   Match& match_at(std::int32_t node, std::int32_t source) { return matches_[node * sources_.size() + source]; }
