@@ -23,47 +23,55 @@ _CHUNK: Final = 256  # tokens; readers wait for one chunk at most, some 50 us
 
 
 class Generation:
-    """One of the two automata, and which context each of its documents is."""
+    """An automaton of several contexts, a document each."""
 
     def __init__(self, max_match: int) -> None:
         self.automaton = Automaton(max_match)
-        self.starts: list[int] = []  # positions in the token log
-        self.contexts: list[int | None] = []
+        self._starts: list[int] = []  # positions in the token log
+        self._contexts: list[int | None] = []
+
+    def begin(self, context: int | None) -> None:
+        """The next tokens are those of this stored context; None where it is not stored."""
+        self.automaton.start_document()
+        self._starts.append(len(self.automaton.tokens))
+        self._contexts.append(context)
 
     def context_at(self, position: int) -> int | None:
-        """The stored context whose text is at this position of the token log; None where it is not stored."""
-        return self.contexts[bisect_right(self.starts, position) - 1] if self.starts else None
+        """The stored context whose text is at this position of the token log."""
+        return self._contexts[bisect_right(self._starts, position) - 1] if self._starts else None
+
+    def holds(self, context: int) -> bool:
+        return context in self._contexts
 
 
 class NamespaceMemory:
-    """Written by the indexing thread, read by any."""
+    """Written by the indexing thread, one turn after the other; read by any thread."""
 
     def __init__(self, max_bytes: int, max_match: int) -> None:
         self._max_bytes = max_bytes
         self._max_match = max_match
         self.generations: tuple[Generation, ...] = (Generation(max_match),)  # the young one last
+        self.is_partial = False  # the store has contexts that are not here
 
     def chunks(self, tokens: Tokens, context: int | None = None) -> Iterator[Chunk]:
         """Adds the text of a finished turn; `context` is its number in the store."""
-        young: list[Generation] = []
-        yield lambda: young.append(self._begin(context))
+        yield lambda: self._begin(context)
         for start in range(0, len(tokens), _CHUNK):
-            yield lambda start=start: young[0].automaton.extend(tokens[start : start + _CHUNK])  # type: ignore[misc]
+            yield lambda start=start: self._append(tokens[start : start + _CHUNK])  # type: ignore[misc]
+
+    def holds(self, context: int) -> bool:
+        return any(generation.holds(context) for generation in self.generations)
 
     def memory_bytes(self) -> int:
         return sum(generation.automaton.memory_bytes() for generation in self.generations)
 
-    @property
-    def has_room(self) -> bool:
-        """The old generation would not go for the next turn."""
-        return len(self.generations) == 1
+    def _append(self, tokens: Tokens) -> None:
+        self.generations[-1].automaton.extend(tokens)
 
-    def _begin(self, context: int | None) -> Generation:
+    def _begin(self, context: int | None) -> None:
         young = self.generations[-1]
         if young.automaton.memory_bytes() > self._max_bytes // 2:
+            self.is_partial = self.is_partial or len(self.generations) > 1
             young = Generation(self._max_match)
             self.generations = (self.generations[-1], young)
-        young.automaton.start_document()
-        young.starts.append(len(young.automaton.tokens))
-        young.contexts.append(context)
-        return young
+        young.begin(context)

@@ -18,23 +18,29 @@ import numpy.typing as npt
 from agentinfer.errors import SpeculationError
 from agentinfer.spec_sam.backend import DraftModel, DraftStream, draft_batch
 from agentinfer.spec_sam.background import BackgroundBuilder, Chunk, Job
-from agentinfer.spec_sam.memory import NamespaceMemory
+from agentinfer.spec_sam.contexts import Contexts, Turn
+from agentinfer.spec_sam.memory import Generation
+from agentinfer.spec_sam.store import ContextStore
 from agentinfer.spec_sam.texts import OVERLAP, SessionText, SessionTexts
 
 Tokens = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 
-RELATED: Final = 1  # kinds of sources, as in csrc/draft_model.h
-MEMORY: Final = 2
+_RELATED: Final = 1  # kinds of sources, as in csrc/draft_model.h
+_MEMORY: Final = 2
+_RETRIEVED: Final = 3
+_MAX_WORTH: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class SpeculationSettings:
-    """`stop_tokens` end a reply. A node less likely than `min_path_probability` to be accepted is not drafted."""
+    """`stop_tokens` end a reply. A node less likely than `min_path_probability` to be accepted is not drafted; with
+    `mean_drafted` that bound rises until drafts hold so many tokens on average, the root not counted."""
 
     stop_tokens: tuple[int, ...] = ()
     chain: bool = False
-    min_path_probability: float = 0.06
+    min_path_probability: float = 0.03
+    mean_drafted: float | None = None
     max_match: int = 64
     session_bytes: int = 2**30
     memory_bytes: int = 2**28  # a namespace
@@ -59,27 +65,35 @@ class DraftBatch(NamedTuple):
 
 @dataclass(slots=True)
 class _Request:
-    key: Hashable | None  # of the session; None without one
     namespace: str
+    session: str | None
     prompt: Tokens
     text: SessionText
     job: Job | None = None
     indexed: DraftStream | None = None  # set by the indexing thread: the prompt is ready
     stream: DraftStream | None = None  # the same, once it has taken in what was verified meanwhile
     waiting: list[Tokens] = field(default_factory=list)  # verified before that
+    sources: list[Generation | None] = field(default_factory=list)  # the stream's, by index
 
 
 class Speculation:
     """For one thread, the scheduler's. Raises SpeculationError for a request it does not know."""
 
     def __init__(
-        self, settings: SpeculationSettings | None = None, *, builder: BackgroundBuilder | None = None
+        self,
+        settings: SpeculationSettings | None = None,
+        *,
+        store: ContextStore | None = None,
+        builder: BackgroundBuilder | None = None,
     ) -> None:
-        self._settings = settings or SpeculationSettings()
+        self._settings = settings = settings or SpeculationSettings()
+        self._worth = settings.min_path_probability
         self._builder = builder or BackgroundBuilder()
-        self._model = DraftModel(list(self._settings.stop_tokens))
-        self._texts = SessionTexts(self._settings.session_bytes, self._settings.max_match)
-        self._memories: dict[str, NamespaceMemory] = {}
+        self._model = DraftModel(list(settings.stop_tokens))
+        self._texts = SessionTexts(settings.session_bytes, settings.max_match)
+        self._contexts = Contexts(
+            self._builder, memory_bytes=settings.memory_bytes, max_match=settings.max_match, store=store
+        )
         self._requests: dict[str, _Request] = {}
         self._batches: dict[tuple[int, int], tuple[DraftBatch, tuple[Any, ...]]] = {}
 
@@ -97,9 +111,9 @@ class Speculation:
             raise SpeculationError(f"request {request_id!r} is open already; close it before it is opened again")
         if len(prompt) == 0:
             raise SpeculationError(f"request {request_id!r} has no prompt; a stream needs a token to start from")
-        key = (namespace, session) if session is not None else None
+        key = _key(namespace, session)
         text = self._texts.borrow(key, request_id)
-        request = _Request(key, namespace, prompt, text)
+        request = _Request(namespace, session, prompt, text)
         related = self._texts.peek((namespace, parent)) if parent is not None else None
         if related is None and key is not None:
             related = self._texts.peek(key)  # where another request of the session has its text
@@ -126,12 +140,12 @@ class Speculation:
         if request is None:
             raise SpeculationError(f"request {request_id!r} is not open, so it cannot be closed")
         if finished:
-            self._builder.submit(request.text, self._remember(request))
+            self._builder.submit(request.text, self._remember(request, request_id))
         else:
             assert request.job is not None
             request.job.cancel()
             request.text.is_broken = True
-        self._texts.give_back(request.key, request.text)
+        self._texts.give_back(_key(request.namespace, request.session), request.text)
 
     def wait_until_ready(self, timeout_s: float | None = None) -> bool:
         """Waits for the background thread; for tests and offline measurement."""
@@ -143,42 +157,60 @@ class Speculation:
 
     def memory_bytes(self) -> int:
         """What the texts of sessions and the memories of namespaces hold."""
-        return self._texts.num_bytes + sum(memory.memory_bytes() for memory in self._memories.values())
+        return self._texts.num_bytes + self._contexts.memory_bytes()
 
     def _index(self, request: _Request, related: SessionText | None) -> Iterator[Chunk]:
-        """In the indexing thread: the prompt, then the stream that drafts behind it."""
+        """In the indexing thread: the prompt, then the stream that drafts behind it, then what the store knows."""
         yield from request.text.chunks(request.prompt)
         yield lambda: self._start_stream(request, related)
+        yield lambda: self._add_retrieved(request)
 
     def _start_stream(self, request: _Request, related: SessionText | None) -> None:
         stream = DraftStream(self._model, request.text.automaton)
         stream.seek(request.prompt[-OVERLAP:])
+        request.sources = [None]
         if related is not None and related is not request.text:
-            stream.add_source(related.automaton, RELATED)
-        for generation in self._memory(request.namespace).generations:
-            stream.add_source(generation.automaton, MEMORY)
+            stream.add_source(related.automaton, _RELATED)
+            request.sources.append(None)
+        for generation in self._contexts.memory(request.namespace).generations:
+            stream.add_source(generation.automaton, _MEMORY)
+            request.sources.append(generation)
         request.indexed = stream
 
-    def _remember(self, request: _Request) -> Iterator[Chunk]:
+    def _add_retrieved(self, request: _Request) -> None:
+        found = self._contexts.retrieve(request.namespace, request.session, request.prompt)
+        if found is not None and request.indexed is not None:
+            generation, similarity = found
+            request.indexed.add_source(generation.automaton, _RETRIEVED, similarity)
+            request.sources.append(generation)
+
+    def _remember(self, request: _Request, request_id: str) -> Iterator[Chunk]:
         """In the indexing thread, behind the request's own indexing: the turn for the session, and for everybody."""
-        text = request.text
         if request.indexed is None:  # its indexing was refused or failed, so the text does not hold the turn
             return
-
-        def settle() -> None:
-            text.automaton.extend(np.concatenate([request.prompt[:0], *request.waiting]))
-            num_output = text.automaton.num_tokens - text.num_indexed
-            text.finish(text.automaton.tokens[len(text.automaton.tokens) - num_output :])
-
-        yield settle
-        turn = text.known[text.num_shared : text.length]
-        memory = self._memory(request.namespace)
-        self._builder.submit(memory, memory.chunks(turn))  # one writer: turns follow one another there
+        outputs: list[Tokens] = []
+        yield lambda: outputs.append(request.text.finish(request.waiting))
+        yield lambda: self._contexts.credit(request.sources, cast(DraftStream, request.indexed).take_credits())
+        text = request.text
+        yield from self._contexts.remember(
+            Turn(
+                request.namespace,
+                request.session or request_id,
+                text.num_turns,
+                request.prompt,
+                outputs[0],
+                text.num_shared,
+            )
+        )
 
     def _draft(self, streams: Sequence[DraftStream], tokens: Tokens, offsets: Offsets, flat: tuple[Any, ...]) -> None:
         settings = self._settings
         max_nodes = len(flat[0]) // len(streams) - 1
-        draft_batch(streams, tokens, offsets, max_nodes, int(settings.chain), settings.min_path_probability, *flat)
+        draft_batch(streams, tokens, offsets, max_nodes, int(settings.chain), self._worth, *flat)
+        if settings.mean_drafted is not None and max_nodes > 0:
+            drafted = int(flat[3].sum()) / len(streams) - 1 if len(streams) > 1 else int(flat[3][0]) - 1
+            worth = self._worth * (1 + 0.01 * (drafted / settings.mean_drafted - 1))
+            self._worth = min(max(worth, settings.min_path_probability), _MAX_WORTH)
 
     def _draft_some(self, request_ids: Sequence[str], tokens: Tokens, offsets: Offsets, batch: DraftBatch) -> None:
         """Where prompts are still being indexed: those requests get their roots only."""
@@ -214,9 +246,6 @@ class Speculation:
             found = self._batches[rows, width] = (batch, tuple(array.reshape(-1) for array in batch))
         return found
 
-    def _memory(self, namespace: str) -> NamespaceMemory:
-        memory = self._memories.get(namespace)
-        if memory is None:
-            memory = NamespaceMemory(self._settings.memory_bytes, self._settings.max_match)
-            self._memories[namespace] = memory
-        return memory
+
+def _key(namespace: str, session: str | None) -> Hashable | None:
+    return None if session is None else (namespace, session)

@@ -29,6 +29,7 @@ class SessionText:
         self.known: Tokens = np.empty(0, np.int32)
         self.length = 0
         self.num_shared = 0  # tokens of the last prompt that were held before
+        self.num_turns = 0
         self.num_indexed = 0  # tokens in the automaton when the prompt was in it
         self.is_broken = False  # the automaton goes on behind `known[:length]`: a reply was abandoned
         self.reader: str | None = None  # the request that has it
@@ -41,11 +42,16 @@ class SessionText:
         for start in range(self.num_shared, len(prompt), _CHUNK):
             yield lambda start=start: self._append(prompt, start)  # type: ignore[misc]
 
-    def finish(self, output: Tokens) -> None:
-        """A turn ended; the automaton already holds `output` behind the prompt."""
+    def finish(self, waiting: list[Tokens]) -> Tokens:
+        """A turn ended whose output the automaton holds but for these last tokens; returns the whole output."""
+        self.automaton.extend(np.concatenate([self.known[:0], *waiting]))
+        log = self.automaton.tokens
+        output: Tokens = log[len(log) - (self.automaton.num_tokens - self.num_indexed) :]
         self.known = np.concatenate([self.known[: self.length], output])
         self.length = len(self.known)
+        self.num_turns += 1
         self.num_bytes = self.automaton.memory_bytes() + self.known.nbytes
+        return output
 
     def _follow(self, prompt: Tokens) -> None:
         """Makes ready for the tokens of `prompt` behind those already held.

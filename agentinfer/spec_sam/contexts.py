@@ -1,0 +1,151 @@
+"""What finished turns become: evidence for everybody in the namespace, kept in memory and, with a store, on disk.
+
+All work here is the indexing thread's. A store that fails (a full disk) is reported once, and drafting goes on without.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from agentinfer.spec_sam.background import BackgroundBuilder, Chunk
+from agentinfer.spec_sam.memory import Generation, NamespaceMemory
+from agentinfer.spec_sam.store import ContextStore, Retrieved, StoreError
+
+logger = logging.getLogger(__name__)
+
+Tokens = npt.NDArray[np.int32]
+
+_QUERY_TOKENS: Final = 512  # of the prompt's end
+_LOAD_SHARE: Final = 0.4  # of a namespace's bytes that stored contexts may fill at its first request
+_BYTES_A_TOKEN: Final = 40  # an automaton's, see README.md
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A finished turn of a session. `num_shared` tokens of the prompt were the session's before."""
+
+    namespace: str
+    session: str
+    number: int
+    prompt: Tokens
+    output: Tokens
+    num_shared: int
+
+
+class Contexts:
+    """The namespaces' memories, filled from finished turns and, at a namespace's first request, from the store."""
+
+    def __init__(
+        self,
+        builder: BackgroundBuilder,
+        *,
+        memory_bytes: int,
+        max_match: int,
+        store: ContextStore | None = None,
+        num_retrieved: int = 4,
+    ) -> None:
+        self._builder = builder
+        self._memory_bytes = memory_bytes
+        self._max_match = max_match
+        self._store = store
+        self._num_retrieved = num_retrieved
+        self._memories: dict[str, NamespaceMemory] = {}
+        self._has_failed = False
+
+    def memory(self, namespace: str) -> NamespaceMemory:
+        memory = self._memories.get(namespace)
+        if memory is None:
+            memory = self._memories[namespace] = NamespaceMemory(self._memory_bytes, self._max_match)
+            if self._store is not None:
+                self._builder.submit(memory, self._load(namespace, memory))
+        return memory
+
+    def retrieve(self, namespace: str, session: str | None, prompt: Tokens) -> tuple[Generation, float] | None:
+        """Stored contexts said in situations like this one that the memory does not hold, and how similar the best is.
+        None where there are none."""
+        memory = self._memories[namespace]
+        if self._store is None or not memory.is_partial:
+            return None
+        found: Sequence[Retrieved] = self._guarded(
+            lambda store: store.retrieve(
+                namespace, prompt[-_QUERY_TOKENS:], self._num_retrieved, exclude_session=session
+            ),
+            (),
+        )
+        new = [each for each in found if not memory.holds(each.context_id)]
+        if not new:
+            return None
+        generation = Generation(self._max_match)
+        for each in new:
+            generation.begin(each.context_id)
+            generation.automaton.extend(each.tokens)
+        return generation, min(1.0, max(each.similarity for each in new))
+
+    def remember(self, turn: Turn) -> Iterator[Chunk]:
+        """Stores the turn, then adds what is new in it to the memory: in a job of its own, for its one writer."""
+        kept: list[int | None] = []
+        yield lambda: kept.append(
+            self._guarded(
+                lambda store: store.add(turn.namespace, turn.session, turn.number, turn.prompt, turn.output), None
+            )
+        )
+        memory = self.memory(turn.namespace)
+        new = np.concatenate([turn.prompt[turn.num_shared :], turn.output])
+        self._builder.submit(memory, memory.chunks(new, kept[0]))
+
+    def credit(self, sources: Sequence[Generation | None], credits: tuple[Tokens, Tokens]) -> None:
+        """Accepted tokens, by index of the source that proposed them and position there, count for their contexts."""
+        counts: Counter[int] = Counter()
+        for index, position in zip(*(array.tolist() for array in credits), strict=True):
+            generation = sources[index]
+            context = generation.context_at(position) if generation is not None else None
+            if context is not None:
+                counts[context] += 1
+
+        def pay(store: ContextStore) -> None:
+            for context, accepted in counts.items():
+                store.credit(context, accepted)
+
+        self._guarded(pay, None)
+
+    def memory_bytes(self) -> int:
+        return sum(memory.memory_bytes() for memory in self._memories.values())
+
+    def _load(self, namespace: str, memory: NamespaceMemory) -> Iterator[Chunk]:
+        """The most useful stored contexts, the latest of them last, up to a share of the memory's bytes."""
+        store = self._store
+        assert store is not None
+        room = int(_LOAD_SHARE * self._memory_bytes / _BYTES_A_TOKEN)
+        chosen = []
+        stored = store.contexts(namespace)
+        for context in sorted(stored, key=lambda each: (-store.usefulness(each.id), -each.id)):
+            size = len(store.tokens(context.id))
+            if size > room:
+                memory.is_partial = True
+                break
+            room -= size
+            chosen.append(context.id)
+        for context_id in sorted(chosen):
+            try:
+                tokens = store.tokens(context_id)
+            except KeyError:  # evicted since
+                continue
+            yield from memory.chunks(tokens, context_id)
+
+    def _guarded(self, call: Callable[[ContextStore], Any], otherwise: Any) -> Any:
+        if self._store is None:
+            return otherwise
+        try:
+            return call(self._store)
+        except StoreError as error:
+            if not self._has_failed:
+                logger.error("the context store fails, so drafting goes on with what is in memory: %s", error)
+            self._has_failed = True
+            return otherwise
