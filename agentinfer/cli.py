@@ -22,6 +22,7 @@ _COMMANDS = {
     "models": ("agentinfer.models.cli", "list, prepare, verify or remove the embedded models"),
     "replay": ("agentinfer.replay.cli", "drive a live server with recorded agent sessions and measure it"),
     "report": ("agentinfer.replay.cli", "compare the results of replays, as table and picture"),
+    "corpus": ("agentinfer.corpus.cli", "the store of contexts that drafts come from: look, fill, prune, verify"),
     "doctor": ("agentinfer.runtime.doctor", "check versions, device, seams, models and settings; say what to do"),
     "status": ("agentinfer.cli", "what a running server says about its agent sessions"),
     "version": ("agentinfer.cli", "the version of agentinfer"),

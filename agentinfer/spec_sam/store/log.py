@@ -70,8 +70,6 @@ class Log:
             raise StoreError(f"{self.path} is open read-only; one process may open it for writing")
         if self._lock is None:
             raise StoreError(f"{self.path} was closed; open it again")
-        if self.tokenizer is None:
-            raise StoreError(f"{self.path} is empty and bound to no tokenizer yet; open it with a fingerprint")
 
     def next_sequence(self) -> int:
         # Microseconds of the clock: a number is not given again even when all segments that knew of it are gone.
@@ -84,6 +82,8 @@ class Log:
 
     def append(self, namespace: str, kind: Kind, payload: bytes) -> tuple[Segment, int]:
         """Where the record lies and its sequence. Raises StoreError; the log is then as before."""
+        if self.tokenizer is None:
+            raise StoreError(f"{self.path} is empty and bound to no tokenizer yet; open it with a fingerprint")
         try:
             segment = self._segment_for(namespace, record_bytes(len(payload)))
             sequence = self.next_sequence()

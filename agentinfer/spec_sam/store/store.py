@@ -121,11 +121,12 @@ class ContextStore:
         *,
         parent: int = 0,
         shared: int = 0,
+        added_unix_s: float | None = None,
     ) -> int:
         """Keeps a turn whose new tokens the caller knows: they follow the first `shared` tokens of `parent`'s text.
 
         `tokens[response_start:]` is the response. `parent` 0 with `shared` above 0: what came before is not stored.
-        Raises StoreError; what was stored stays.
+        `added_unix_s`: when it was said, if not now. Raises StoreError; what was stored stays.
         """
         new = _tokens(tokens, "tokens")
         _check_name("namespace", namespace)
@@ -141,7 +142,8 @@ class ContextStore:
                 raise StoreError(f"parent: expected a context stored in {namespace!r}, or 0; got {parent}")
             if above is not None and not 0 < shared <= above.context.text_tokens:
                 raise StoreError(f"shared: expected 1 to {above.context.text_tokens}, parent's tokens; got {shared}")
-            payload = encode_context(session, turn, new, response_start, parent, shared, self._clock.unix_s())
+            added_s = self._clock.unix_s() if added_unix_s is None else added_unix_s
+            payload = encode_context(session, turn, new, response_start, parent, shared, added_s)
             segment, sequence = self._log.append(namespace, Kind.CONTEXT, payload)
             with self._state:
                 self._catalogue.put(segment.contexts[sequence], segment)
@@ -196,6 +198,16 @@ class ContextStore:
                 if namespace in (None, context.namespace) and session in (None, context.session)
             ]
         return sorted(found, key=lambda context: context.id)
+
+    def has(self, context_id: int) -> bool:
+        with self._state:
+            return context_id in self._catalogue
+
+    def check_namespace(self, namespace: str) -> None:
+        """Raises UnknownNamespaceError naming those that there are."""
+        if namespace not in self.namespaces:
+            known = ", ".join(self.namespaces) or "none"
+            raise UnknownNamespaceError(f"{self.path}: no namespace {namespace!r} is stored; there are: {known}")
 
     def tokens(self, context_id: int) -> Tokens:
         """What the turn added, response last: a read-only view, valid for as long as it is held. Raises KeyError."""
@@ -252,10 +264,8 @@ class ContextStore:
         Only of `namespace` where given. Raises UnknownNamespaceError or StoreError.
         """
         with self._writing:
-            if namespace is not None and namespace not in self._catalogue.namespaces:
-                raise UnknownNamespaceError(
-                    f"{self.path}: no namespace {namespace!r}; there are {', '.join(self.namespaces) or 'none'}"
-                )
+            if namespace is not None:
+                self.check_namespace(namespace)
             now_s = self._clock.unix_s()
             held = self.contexts(namespace)
             victims = [c for c in held if older_than_s is not None and now_s - c.added_unix_s > older_than_s]
@@ -304,7 +314,7 @@ class ContextStore:
         """Flushes and lets another writer in; may be called twice. Raises StoreError when the flush failed."""
         with self._writing:
             try:
-                if self._log.is_writing and self.tokenizer is not None:
+                if self._log.is_writing:
                     self.flush()
             finally:
                 self._log.release()
