@@ -90,6 +90,9 @@ class SpeculationConfig(Feature):
     spec_shape: str = option(
         "tree", "a draft is one continuation (chain) or may hold alternatives (tree)", choices=("tree", "chain")
     )
+    spec_adapt: bool = option(
+        True, "verify as many drafted tokens a step as pays by measured times; off: every draft whole"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

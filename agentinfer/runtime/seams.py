@@ -37,7 +37,7 @@ _SEAM_MODULES = (
     "agentinfer.runtime.http",
     "agentinfer.runtime.requests",
     "agentinfer.runtime.forced",
-    "agentinfer.runtime.speculation.registration",
+    "agentinfer.runtime.speculation.seam_rows",
     "agentinfer.runtime.cpu.hooks",
 )
 

@@ -45,20 +45,24 @@ NEXT_COMMANDS = ("$ ls -l src\n", "$ cat src/parser.py\n", "$ cat src/printer.py
 
 def float32_server(folder: Any, *flags: str, env: dict[str, str] | None = None) -> LiveServer:
     model = str(prepare("smollm2-135m", dtype="float32"))
-    common = (*COMMON_FLAGS, "--model-path", model, "--dtype", "float32", "--agentinfer-forced-replay")
-    extra = ("--enable-custom-logit-processor", *flags)
+    common = (*COMMON_FLAGS, "--model-path", model, "--dtype", "float32", "--served-model-name", "smollm2-135m")
+    extra = ("--agentinfer-forced-replay", "--enable-custom-logit-processor", *flags)
     return LiveServer(log=folder / "log", flags=(*common, *extra), env={**EXACT, **(env or {})})
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with float32_server(tmp_path_factory.mktemp("plain")) as live:
+    # Speculation on the CPU runs without overlap, which decides two things a client can see: whether the last token of
+    # a reply is cached, and which tokens a penalty already knows.
+    with float32_server(tmp_path_factory.mktemp("plain"), "--disable-overlap-schedule") as live:
         yield live
 
 
 @pytest.fixture(scope="module")
 def sam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with float32_server(tmp_path_factory.mktemp("sam"), "--speculative-algorithm", "AGENT_SAM") as live:
+    # Whole drafts: what is verified must not depend on how busy this machine is.
+    flags = ("--speculative-algorithm", "AGENT_SAM", "--no-agentinfer-spec-adapt")
+    with float32_server(tmp_path_factory.mktemp("sam"), *flags) as live:
         yield live
 
 

@@ -33,18 +33,6 @@ class Accepted:
     predict: torch.Tensor
 
 
-def needs_plain_decoding(request: Any) -> bool:
-    """Whether a request's next token depends on its last ones in a way that rows of one step cannot know."""
-    params = request.sampling_params
-    return bool(
-        params.frequency_penalty
-        or params.presence_penalty
-        or params.repetition_penalty != 1.0
-        or len(request.output_ids) < params.min_new_tokens
-        or request.custom_logit_processor is not None
-    )
-
-
 def prepare_logits(logits: torch.Tensor, layout: StepLayout, info: Any, grammar_mask: Any) -> None:
     """Applies to `logits` [rows, vocab] in place, in SGLang's order, what plain decoding applies to a request's row.
 

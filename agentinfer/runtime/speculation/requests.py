@@ -11,15 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agentinfer.runtime.requests import HINTS_KEY
-
-
-class Drafts(Protocol):
-    """A batch's drafts, best node first: see `agentinfer.spec_sam`."""
-
-    tokens: np.ndarray
-    parents: np.ndarray
-    path_probability: np.ndarray
-    num_nodes: np.ndarray
+from agentinfer.spec_sam import DraftBatch
 
 
 class Drafter(Protocol):
@@ -29,7 +21,9 @@ class Drafter(Protocol):
         self, request_id: str, prompt: np.ndarray, *, session: str | None, parent: str | None, namespace: str
     ) -> None: ...
 
-    def draft(self, request_ids: list[str], new_tokens: np.ndarray, offsets: np.ndarray, max_width: int) -> Drafts: ...
+    def draft(
+        self, request_ids: list[str], new_tokens: np.ndarray, offsets: np.ndarray, max_width: int
+    ) -> DraftBatch: ...
 
     def close(self, request_id: str, *, finished: bool) -> None: ...
 
@@ -66,7 +60,7 @@ class RequestBook:
             )
             self._known[request.rid] = _Known(self._watch(request), len(request.output_ids))
 
-    def draft(self, requests: Sequence[Any], ahead: Sequence[Sequence[int]] | None, max_width: int) -> Drafts:
+    def draft(self, requests: Sequence[Any], ahead: Sequence[Sequence[int]] | None, max_width: int) -> DraftBatch:
         """Passes on what is new of each request's output and returns its drafts.
 
         `ahead`: verified tokens that the scheduler has not yet put into `output_ids`, a list a request; None where it

@@ -7,7 +7,6 @@ one step before they reach the requests, and every request brings the width that
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_device, get_exec, get_schedule, get_spec
+from sglang.srt.runtime_context import get_device, get_exec, get_parallel, get_schedule, get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.ngram_info import NgramVerifyInput
 from sglang.srt.speculative.spec_utils import (
@@ -30,15 +29,15 @@ from agentinfer.runtime.speculation.acceptance import (
     Accepted,
     accept,
     grammar_mask_of,
-    needs_plain_decoding,
     prepare_logits,
 )
-from agentinfer.runtime.speculation.choice import pooled_nodes, uniform_nodes
 from agentinfer.runtime.speculation.ending import num_kept
 from agentinfer.runtime.speculation.layout import AgentVerifyInput, StepLayout, full_mask, step_layout
 from agentinfer.runtime.speculation.parts import make_controller, make_drafter, make_metrics
-from agentinfer.runtime.speculation.requests import Drafts, RequestBook
-from agentinfer.runtime.speculation.statistics import Statistics, StepFigures
+from agentinfer.runtime.speculation.planning import StepPlan, StepPlanner
+from agentinfer.runtime.speculation.registration import settings
+from agentinfer.runtime.speculation.requests import RequestBook
+from agentinfer.runtime.speculation.statistics import Statistics, StepFigures, StepTimer
 
 
 class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
@@ -50,11 +49,14 @@ class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
         self.model_runner = target_worker.model_runner
         self.device = get_device().device
         self.max_width: int = get_spec().speculative_num_draft_tokens
-        self.book = RequestBook(make_drafter(server_args))
-        self.controller = make_controller(self.max_width)
+        self.book = RequestBook(make_drafter(settings(), self.model_runner.model_config))
+        self.controller = make_controller(settings(), self.max_width)
         self.statistics = Statistics(make_metrics(server_args))
         self._is_sync = get_schedule().disable_overlap_schedule
         self._is_ragged = self.device == "cpu"
+        self._timer = StepTimer(self.controller.observe)
+        self._tp = get_parallel().tp_group
+        self._planner = StepPlanner(self.book, self.controller, self.max_width, self._is_ragged, self._captured_width)
 
     @property
     def draft_worker(self) -> None:
@@ -83,8 +85,10 @@ class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
         return self._prefill(batch, on_publish, pp_proxy_tensors)
 
     def _prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
-        # Before the forward pass: the prompt is indexed while it is computed.
-        self.book.enter(batch.reqs)
+        self._timer.interrupt()
+        # Before the forward pass: the prompt is indexed while it is computed. Rank 0 drafts for all.
+        if self._tp.rank_in_group == 0:
+            self.book.enter(batch.reqs)
         result = self._target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors)
         num_requests = len(batch.reqs)
         new_tokens = torch.zeros(num_requests, self.max_width, dtype=torch.int32, device=self.device)
@@ -93,13 +97,12 @@ class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
         return self._result(batch, result, result.next_token_ids, new_tokens, lens, batch.seq_lens.clone(), on_publish)
 
     def _verify(self, batch: Any, on_publish: Any) -> GenerationBatchResult:
-        started_s = time.perf_counter()
         requests = batch.reqs
+        self._timer.start_step(requests)
         ahead = None if self._is_sync or batch.grammar_needs_sync() else _tokens_ahead(batch.spec_info)
         context_lens = _context_lens(requests, ahead)
-        drafts = self.book.draft(requests, ahead, self.max_width)
-        drafted_s = time.perf_counter()
-        layout, width = self._lay_out(requests, drafts, context_lens)
+        plan = self._agreed(self._planner.plan(requests, ahead, context_lens) if self._tp.rank_in_group == 0 else None)
+        layout = step_layout(plan.tokens, plan.parents, plan.num_nodes, context_lens, plan.padded_width)
         self._load(batch, layout, context_lens)
 
         result = self._target_worker.forward_batch_generation(batch, is_verify=True)
@@ -109,6 +112,9 @@ class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
         prepare_logits(logits, layout, info, mask)
         sampler = self.model_runner.sampler
         accepted = accept(logits, layout, info, sampler, batch.spec_info.positions, self._is_joint(info))
+        if self._tp.world_size > 1:
+            for each in (accepted.lens, accepted.rows, accepted.predict):
+                self._tp.broadcast(each, src=0)
         if self._is_sync:
             accepted = _cut_at_ends(requests, accepted, layout)
         self._commit(batch, accepted, layout)
@@ -117,28 +123,17 @@ class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
         batch.forward_mode = ForwardMode.DECODE
 
         new_tokens = self._new_tokens(accepted)
-        self._observe(drafts, layout, accepted, width, context_lens, started_s, drafted_s)
+        if self._is_sync:
+            self._observe(plan, layout, accepted, context_lens)
         new_seq_lens = batch.seq_lens + accepted.lens
         return self._result(batch, result, new_tokens.flatten(), new_tokens, accepted.lens, new_seq_lens, on_publish)
 
-    def _lay_out(self, requests: Sequence[Any], drafts: Drafts, context_lens: np.ndarray) -> tuple[StepLayout, int]:
-        """The step's rows, and the width that the controller chose."""
-        # A request with r tokens to go has no use for more than r - 1 of a draft, nor has the model positions for them.
-        room = [max(1, r.sampling_params.max_new_tokens - len(r.output_ids)) for r in requests]
-        num_nodes = np.minimum(drafts.num_nodes, room)
-        num_nodes[[needs_plain_decoding(request) for request in requests]] = 1
-        is_node = np.arange(self.max_width) < num_nodes[:, None]
-        probability = np.where(is_node, drafts.path_probability, np.float32(0.0))
-        probability[:, 0] = 1.0
-        if self._is_ragged:
-            num_nodes, width = pooled_nodes(probability, num_nodes, context_lens, self.controller.choose)
-            return step_layout(drafts.tokens, drafts.parents, num_nodes, context_lens, None), width
-        captured = self._captured_width()
-        if captured is None:
-            num_nodes, width = uniform_nodes(probability, num_nodes, context_lens, self.controller.choose)
-        else:
-            width = captured
-        return step_layout(drafts.tokens, drafts.parents, num_nodes, context_lens, width), width
+    def _agreed(self, plan: StepPlan | None) -> StepPlan:
+        """Rank 0's plan: what is drafted depends on its clock and its indexing thread."""
+        if self._tp.world_size > 1:
+            plan = self._tp.broadcast_object(plan, src=0)
+        assert plan is not None
+        return plan
 
     def _captured_width(self) -> int | None:
         """The width that CUDA graphs were captured for: any other would run without. None where there are none."""
@@ -178,39 +173,25 @@ class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
         tokens[:, : rows.shape[1]] = accepted.predict[rows.clamp(min=0).long()]
         return tokens
 
-    def _observe(
-        self,
-        drafts: Drafts,
-        layout: StepLayout,
-        accepted: Accepted,
-        width: int,
-        context_lens: np.ndarray,
-        started_s: float,
-        drafted_s: float,
-    ) -> None:
-        """Tells controller and statistics what the step was worth. On a GPU that would wait for the device."""
-        if not self._is_sync:
-            return
+    def _observe(self, plan: StepPlan, layout: StepLayout, accepted: Accepted, context_lens: np.ndarray) -> None:
+        """Tells controller and statistics what the step was worth. Under overlap that would wait for the device."""
         lens = accepted.lens.tolist()
         num_requests, num_rows = len(lens), layout.request.numel()
-        self.controller.observe_draft(num_requests, drafted_s - started_s)
-        self.controller.observe(
-            num_requests, width, int(context_lens.sum()), time.perf_counter() - drafted_s, sum(lens)
-        )
+        self._timer.end_step(num_requests, plan.width, int(context_lens.sum()), plan.draft_s, sum(lens))
         if layout.width > 1:
-            probability = drafts.path_probability[:, : layout.width]
             is_row = np.arange(layout.width) < layout.num_nodes.numpy()[:, None]
+            probability = np.where(is_row, plan.path_probability[:, : layout.width], np.float32(0.0))
             was_accepted = np.zeros(is_row.shape, dtype=bool)
             nodes = (accepted.rows - layout.first_row.view(-1, 1))[accepted.rows >= 0]
             was_accepted[np.repeat(np.arange(num_requests), lens), nodes.numpy()] = True
-            self.controller.observe_acceptance(np.where(is_row, probability, np.float32(0.0)), was_accepted)
+            self.controller.observe_acceptance(probability, was_accepted)
         self.statistics.count(
             StepFigures(
                 batch_size=num_requests,
                 rows=num_rows,
                 drafted=num_rows - num_requests,
                 accepted=sum(lens) - num_requests,
-                draft_s=drafted_s - started_s,
+                draft_s=plan.draft_s,
             )
         )
 
