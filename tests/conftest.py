@@ -1,8 +1,13 @@
-"""Hypothesis for all tests: no time limit on an example (a busy machine is no failure), and how to repeat a failure."""
+"""For all tests: none is slow or fails because the machine is busy, and each random failure says how to repeat it."""
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
+
+# Read when torch is loaded. Spinning OpenMP threads take a core from the servers that other tests run.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("agentinfer", deadline=None, print_blob=True)
 settings.load_profile("agentinfer")
