@@ -19,6 +19,7 @@ from agentinfer.errors import SpeculationError
 from agentinfer.spec_sam.backend import DraftModel, DraftStream, draft_batch
 from agentinfer.spec_sam.background import BackgroundBuilder, Chunk, Job
 from agentinfer.spec_sam.contexts import Contexts, Turn
+from agentinfer.spec_sam.learned import load_learned, save_learned
 from agentinfer.spec_sam.memory import Generation
 from agentinfer.spec_sam.store import ContextStore
 from agentinfer.spec_sam.texts import OVERLAP, SessionText, SessionTexts
@@ -30,6 +31,7 @@ _RELATED: Final = 1  # kinds of sources, as in csrc/draft_model.h
 _MEMORY: Final = 2
 _RETRIEVED: Final = 3
 _MAX_WORTH: Final = 0.5
+_SAVE_EVERY: Final = 64  # finished turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,11 @@ class Speculation:
         self._contexts = Contexts(
             self._builder, memory_bytes=settings.memory_bytes, max_match=settings.max_match, store=store
         )
+        # A store of this process's own holds what was learned as well; a read-only one is somebody else's.
+        self._learned = store.path if store is not None and not store.read_only else None
+        if store is not None:
+            load_learned(self._model, store.path)
+        self._num_finished = 0
         self._requests: dict[str, _Request] = {}
         self._batches: dict[tuple[int, int], tuple[DraftBatch, tuple[Any, ...]]] = {}
 
@@ -141,6 +148,9 @@ class Speculation:
             raise SpeculationError(f"request {request_id!r} is not open, so it cannot be closed")
         if finished:
             self._builder.submit(request.text, self._remember(request, request_id))
+            self._num_finished += 1
+            if self._learned is not None and self._num_finished % _SAVE_EVERY == 0:
+                self._builder.submit(self._model, iter([self.save_learned]))
         else:
             assert request.job is not None
             request.job.cancel()
@@ -150,6 +160,11 @@ class Speculation:
     def wait_until_ready(self, timeout_s: float | None = None) -> bool:
         """Waits for the background thread; for tests and offline measurement."""
         return self._builder.drain(timeout_s)
+
+    def save_learned(self) -> None:
+        """Keeps what was learned beside the store; without one, or with a read-only one, nothing."""
+        if self._learned is not None:
+            save_learned(self._model, self._learned)
 
     @property
     def num_open(self) -> int:
