@@ -37,9 +37,9 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    command = ["python", "-m", "benchmarks.draft_quality", *(sys.argv[1:] if argv is None else argv)]
+    arguments = [_portable(each) for each in (sys.argv[1:] if argv is None else argv)]
     try:
-        rows = run(args, command)
+        rows = run(args, " ".join(["python -m benchmarks.draft_quality", *arguments]))
     except AgentInferError as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(args: argparse.Namespace, command: Sequence[str]) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace, command: str) -> list[dict[str, Any]]:
     """A row a drafter. A missing baseline is named on stderr and left out, unless it alone was asked for."""
     settings = _settings(args)
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> list[dict[str, Any]
     return rows
 
 
-def _row(job: dict[str, Any], runs: list[dict[str, Any]], source: Source, command: Sequence[str]) -> dict[str, Any]:
+def _row(job: dict[str, Any], runs: list[dict[str, Any]], source: Source, command: str) -> dict[str, Any]:
     """The run of median host time gives the times; counts are the same in all of them."""
     runs = sorted(runs, key=lambda each: float(each["new_tasks"]["all_in_us_per_token"]))
     run = runs[len(runs) // 2]
@@ -97,7 +97,7 @@ def _row(job: dict[str, Any], runs: list[dict[str, Any]], source: Source, comman
         **{key: job[key] for key in ("budget", "settings", "leave_out")},
         "trace": {"name": source.trace, "sha256": source.sha256, "sessions_limit": job["sessions"]},
         "tokenizer": source.tokenizer,
-        "command": shlex.join(command),
+        "command": command,
         "machine": {**machine(), **{each: _version(each) for each in PACKAGES.get(name, ())}},
     }
 
@@ -117,6 +117,14 @@ def _in_own_process(job: dict[str, Any]) -> dict[str, Any]:
     if measured["new_tasks"] is None:
         raise BenchmarkError(f"{job['drafter']}: no reply of more than one token in this trace, so no verify step")
     return measured
+
+
+def _portable(argument: str) -> str:
+    """Quoted for a shell; a file of the folder AGENTINFER_TRACES goes by that variable, not by this machine's path."""
+    folder = os.environ.get("AGENTINFER_TRACES")
+    if folder and Path(argument).parent == Path(folder):
+        return f"$AGENTINFER_TRACES/{shlex.quote(Path(argument).name)}"
+    return shlex.quote(argument)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

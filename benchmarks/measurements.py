@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drafting import document as drafting
+
 RESULTS = Path(__file__).parent / "results"
 
 _HEAD = """# Measurements
@@ -19,10 +21,18 @@ Made by `python -m benchmarks.measurements` from the files under `benchmarks/res
 machine and the command. These machines are small and shared: read ratios before seconds.
 """
 
+_DRAFTING = """## Drafting, offline
+
+Recorded replies as greedy truth, 16 tokens a verify step with the last verified one. A mean is over steps, the token
+that prefill gives left out. Repeated tasks: another run of the task came before. Memory of other tasks only: the task
+was never seen, all others were. Time is the drafter's on one thread: start of a turn, drafts, updates, end of a turn,
+with waiting for threads of its own; "of that work" takes processor time instead where turns start and end.
+"""
+
 
 def page(results: Path = RESULTS) -> str:
     """The whole page. Raises KeyError where a result file lacks a figure that the page shows."""
-    sections = [_HEAD, _replays(results), _cpu_attention(results), _automaton(results)]
+    sections = [_HEAD, _replays(results), _cpu_attention(results), _automaton(results), _drafting(results)]
     return "\n".join(section for section in sections if section)
 
 
@@ -120,6 +130,13 @@ def _automaton(results: Path) -> str:
     ]
     text = f"Median of {run['repeat']} runs (least to most)."
     return f"## Suffix automaton\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
+
+
+def _drafting(results: Path) -> str:
+    heads, rows = drafting.table(results)
+    if not rows:
+        return ""
+    return f"{_DRAFTING}\n{_table(heads, rows)}\n" + "\n".join(drafting.commands(results)) + "\n"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

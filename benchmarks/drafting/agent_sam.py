@@ -26,9 +26,7 @@ class AgentSam:
         self._session = session_id
 
     def start_turn(self, prompt: Tokens) -> None:
-        self._num_requests += 1
-        self._request = [str(self._num_requests)]
-        self._speculation.open(self._request[0], prompt, session=self._session)
+        self._open(prompt)
         self._speculation.wait_until_ready()
 
     def draft(self, budget: int) -> DraftBatch:
@@ -57,6 +55,11 @@ class AgentSam:
     def learn(self, turns: list[tuple[Tokens, Tokens]]) -> None:
         self.start_session(f"learnt {self._num_requests}")
         for prompt, reply in turns:
-            self.start_turn(prompt)
+            self._open(prompt)
             self.accept(reply)
             self.end_turn()
+
+    def _open(self, prompt: Tokens) -> None:
+        self._num_requests += 1
+        self._request = [str(self._num_requests)]
+        self._speculation.open(self._request[0], prompt, session=self._session)

@@ -61,7 +61,9 @@ def serve_leaving_out(
         for other in trace.sessions:
             if other.task != session.task:
                 drafter.learn(list(other.exchanges()))
-        yield serve_session(session, drafter, budget, calibration)
+        tally = serve_session(session, drafter, budget, calibration)
+        del drafter  # before the next one is made, or two memories count as one drafter's
+        yield tally
 
 
 def serve_session(session: TokenSession, drafter: Drafter, budget: int, calibration: Calibration) -> Tally:
