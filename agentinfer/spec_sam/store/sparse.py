@@ -86,8 +86,8 @@ class SparseRetriever:
     def search(self, query: Tokens, k: int, exclude: Collection[int]) -> list[Hit]:
         now = self._now
         pairs = np.unique(_pairs(query[-self.key_tokens :]))
-        num_alive = len(now.slot_of)
-        if not len(pairs) or not num_alive or k < 1:
+        num_alive = int(now.is_alive.sum())  # not of the table, to which an `add` may be adding just now
+        if not len(pairs) or not now.blocks or not num_alive or k < 1:
             return []
         ranges = [_ranges(block, pairs) for block in now.blocks]
         counts = np.sum([stop - start for start, stop in ranges], axis=0)
