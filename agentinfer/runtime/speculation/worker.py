@@ -49,13 +49,14 @@ class AgentSamWorker(BaseSpecWorker):  # type: ignore[misc]
         self.model_runner = target_worker.model_runner
         self.device = get_device().device
         self.max_width: int = get_spec().speculative_num_draft_tokens
-        self.book = RequestBook(make_drafter(settings(), self.model_runner.model_config))
+        self._tp = get_parallel().tp_group
+        is_drafting = self._tp.rank_in_group == 0
+        self.book = RequestBook(make_drafter(settings(), server_args, self.model_runner.model_config, is_drafting))
         self.controller = make_controller(settings(), self.max_width)
         self.statistics = Statistics(make_metrics(server_args))
         self._is_sync = get_schedule().disable_overlap_schedule
         self._is_ragged = self.device == "cpu"
         self._timer = StepTimer(self.controller.observe)
-        self._tp = get_parallel().tp_group
         self._planner = StepPlanner(self.book, self.controller, self.max_width, self._is_ragged, self._captured_width)
 
     @property
