@@ -223,6 +223,19 @@ def test_verify_of_trees(shape: Shape, dtype: torch.dtype, window: int | None) -
         world.check(seen, world.dense(request, *spans[request], tree=trees[request]))
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_verify_of_ragged_drafts(shape: Shape, dtype: torch.dtype, window: int | None) -> None:
+    """A tree, a lone root, a chain and a root in the next key block, in one call where they span as many blocks."""
+    trees = [mask_of_parents([-1, 0, 0, 1, 1, 2, 5]), None, None, None]
+    spans = [(50, 57), (40, 41), (9, 14), (KEY_BLOCK, KEY_BLOCK + 1)]
+    world = World(shape, [stop for _, stop in spans], dtype, window)
+    given = SimpleNamespace(row_counts=tuple(stop - start for start, stop in spans), trees=trees)
+    for request, seen in enumerate(world.run("TARGET_VERIFY", spans, given)):
+        world.check(seen, world.dense(request, *spans[request], tree=trees[request]))
+
+
 @pytest.mark.parametrize("masks", ["none", "lower triangle"])
 def test_verify_of_a_chain_is_an_extend(masks: str) -> None:
     spans = [(50, 58), (9, 17)]
@@ -336,6 +349,10 @@ def test_float32_row_has_the_same_bits_however_it_is_computed(length: int, windo
     (alone,) = world.run("DECODE", [(length - 1, length)])
     beside = world.run("DECODE", [(length - 1, length), (39, 40), (length, length + 1)])
     (chain,) = world.run("TARGET_VERIFY", [(length - 4, length)], verify_input(None, 4))
+    counts = SimpleNamespace(row_counts=(4, 1, 1), trees=[None] * 3)
+    ragged = world.run("TARGET_VERIFY", [(length - 4, length), (39, 40), (length, length + 1)], counts)
+    assert torch.equal(ragged[0], chain)
+    assert torch.equal(ragged[1], beside[1])
     assert torch.equal(behind, whole[length // 2 :])
     assert torch.equal(chain, whole[-4:])
     assert torch.equal(alone, whole[-1:])

@@ -64,6 +64,14 @@ def test_plan_matches_a_row_by_row_reference(batch, rows_per_request):
             assert logits[row].argmax() == token
 
 
+def test_requests_may_bring_different_numbers_of_rows():
+    forced = [torch.tensor([7, 8, 9]), None, torch.tensor([5])]
+    positions = torch.tensor([3, 4, 5, 20, 10, 11])
+    plan = plan_rows(forced, [4, 8, 11], positions, (3, 1, 2))
+    assert plan.is_forced.tolist() == [True, True, True, False, True, False]
+    assert plan.token[plan.is_forced].tolist() == [7, 8, 9, 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_forced_row_is_certain_at_any_temperature(dtype):
     logits = torch.randn(1, VOCABULARY).to(dtype)

@@ -54,12 +54,17 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class BatchStep:
-    """Sequences of equal shape that one call serves. `rows` are their query rows, sequence after sequence."""
+    """Sequences that one call serves. `rows` are their query rows, sequence after sequence, `num_queries` for each.
+
+    Where sequences have different numbers of rows, the last one of a shorter stands in for what it lacks; `kept` are
+    the results that count, None for all.
+    """
 
     rows: torch.Tensor
     slots: torch.Tensor
     bias: torch.Tensor
     num_queries: int
+    kept: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +163,14 @@ class CpuAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
                 mine = queries.index_select(0, step.rows).view(batch, step.num_queries, *queries.shape[1:])
                 keys, values = keys.view(batch, -1, *keys.shape[1:]), values.view(batch, -1, *values.shape[1:])
                 result = attend_batch(mine, keys, values, step.bias, layer.scaling, layer.logit_cap)
-                out.index_copy_(0, step.rows, result.flatten(0, 1))
+                result, rows = result.flatten(0, 1), step.rows
+                if step.kept is not None:
+                    result, rows = result.index_select(0, step.kept), rows.index_select(0, step.kept)
+                out.index_copy_(0, rows, result)
             else:
-                for rows, seen, bias in step.chunks:
-                    out[rows] = attend_rows(
-                        queries[rows], keys[seen], values[seen], bias, layer.scaling, layer.logit_cap
+                for chunk, seen, bias in step.chunks:
+                    out[chunk] = attend_rows(
+                        queries[chunk], keys[seen], values[seen], bias, layer.scaling, layer.logit_cap
                     )
         return out.view(queries.shape[0], -1)
 
@@ -180,21 +188,26 @@ class CpuAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
         return plan
 
     def _batch_steps(self, window: int | None, in_swa_pool: bool, dtype: torch.dtype) -> list[BatchStep | ExtendStep]:
-        """Sequences with as many queries and key blocks share a call: no row's bits depend on a neighbour's length."""
-        by_shape: dict[tuple[int, int], list[tuple[Sequence, range]]] = {}
+        """Sequences that span equally many key blocks share a call: no row's bits depend on a neighbour's length."""
+        by_width: dict[int, list[tuple[Sequence, range]]] = {}
         for sequence in self._sequences:
             keys = _key_range(sequence.first_position, sequence.num_keys, window, KEY_BLOCK)
-            by_shape.setdefault((sequence.num_queries, len(keys)), []).append((sequence, keys))
+            by_width.setdefault(len(keys), []).append((sequence, keys))
         steps: list[BatchStep | ExtendStep] = []
-        for members in by_shape.values():
-            num_queries = members[0][0].num_queries
-            rows = torch.tensor([s.first_row for s, _ in members]).unsqueeze(1) + torch.arange(num_queries)
+        for members in by_width.values():
+            counts = torch.tensor([s.num_queries for s, _ in members]).unsqueeze(1)
+            columns = torch.arange(int(counts.max()))
+            rows = torch.tensor([s.first_row for s, _ in members]).unsqueeze(1) + torch.minimum(columns, counts - 1)
             bias = [
                 causal_bias(s.first_position, s.num_queries, keys, window=window, tree=s.tree, dtype=dtype)
                 for s, keys in members
             ]
+            kept = None
+            if int(counts.min()) < len(columns):
+                kept = (columns < counts).flatten().nonzero().view(-1)
+                bias = [each[columns.clamp(max=len(each) - 1)] for each in bias]
             slots = torch.cat([self._slots(s, keys, in_swa_pool) for s, keys in members])
-            steps.append(BatchStep(rows.flatten(), slots, torch.stack(bias), num_queries))
+            steps.append(BatchStep(rows.flatten(), slots, torch.stack(bias), len(columns), kept))
         return steps
 
     def _extend_step(self, sequence: Sequence, window: int | None, in_swa_pool: bool, dtype: torch.dtype) -> ExtendStep:
