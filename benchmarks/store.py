@@ -49,11 +49,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A turn in the store: what `retrieve` would give of it."""
+    """A turn in the store: its tokens are what `retrieve` gives of it. `grams` ascend."""
 
     context_id: int
     turn: Turn
-    tokens: Tokens
+    num_tokens: int
+    grams: np.ndarray
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,7 +119,7 @@ def worth(turns: list[Turn], args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         options = StoreOptions(max_bytes=1 << 40, max_index_bytes=1 << 40, fsync="never")
         with ContextStore(folder, "benchmark", options=options) as store:
-            held = [Stored(i, turn, store.tokens(i)) for i, turn in add_all(store, turns)]
+            held = list(add_all(store, turns))
             size_bytes = store.size_bytes
             samples: dict[str, list[float]] = {}
             budgets: list[int] = []
@@ -137,11 +138,12 @@ def worth(turns: list[Turn], args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_all(store: ContextStore, turns: list[Turn]) -> Iterator[tuple[int, Turn]]:
+def add_all(store: ContextStore, turns: list[Turn]) -> Iterator[Stored]:
     for turn in turns:
         context_id = store.add("ns", turn.session, turn.turn, turn.prompt, turn.response)
         if context_id is not None:
-            yield context_id, turn
+            tokens = store.tokens(context_id)
+            yield Stored(context_id, turn, len(tokens), np.unique(grams(tokens)))
 
 
 def queries(turns: list[Turn], num_queries: int, rng: random.Random) -> Iterator[tuple[Turn, np.ndarray]]:
@@ -172,7 +174,7 @@ def score(
     by_id = {s.context_id: s for s in others}
     hits = store.retrieve("ns", turn.prompt, len(held))
     chosen = [by_id[hit.context_id] for hit in hits if hit.context_id in by_id][:k]
-    budget = sum(len(s.tokens) for s in chosen)
+    budget = sum(s.num_tokens for s in chosen)
     latest = sorted(others, key=lambda s: -s.context_id)
     choices = {
         "retrieved": chosen,
@@ -183,7 +185,7 @@ def score(
     for name, contexts in choices.items():
         found = np.zeros(len(wanted), bool)
         for stored in contexts:
-            found |= contains(np.sort(grams(stored.tokens)), wanted) if not found.all() else found
+            found |= contains(stored.grams, wanted)
         samples.setdefault(name, []).append(float(found.mean()))
     return budget
 
@@ -192,9 +194,9 @@ def within(contexts: list[Stored], budget: int) -> list[Stored]:
     """From the front, up to so many tokens; one that does not fit is passed over."""
     taken, total = [], 0
     for stored in contexts:
-        if total + len(stored.tokens) <= budget * 1.05:
+        if total + stored.num_tokens <= budget * 1.05:
             taken.append(stored)
-            total += len(stored.tokens)
+            total += stored.num_tokens
             if total >= budget * 0.95:
                 break
     return taken

@@ -366,9 +366,10 @@ def test_a_segment_of_a_later_version_is_left_alone(tmp_path, monkeypatch) -> No
         (("ns", "s", -1, [1], [1]), "turn: expected 0 to"),
         (("n" * 2000, "s", 0, [1], [1]), "namespace: expected up to 1024 bytes"),
         (("ns", "s" * 2000, 0, [1], [1]), "session: expected up to 1024 bytes"),
+        (("ns", "\ud800", 0, [1], [1]), "session: expected up to 1024 bytes of UTF-8"),
         (("ns", "s", 0, range(200_000), [1]), "raise it"),
     ],
-    ids=["shape", "dtype", "range", "turn", "namespace", "session", "too big"],
+    ids=["shape", "dtype", "range", "turn", "namespace", "session", "surrogate", "too big"],
 )
 def test_bad_contexts_are_refused_in_words(tmp_path, arguments, message) -> None:
     with open_store(tmp_path, options=StoreOptions(max_bytes=100_000)) as store:

@@ -68,6 +68,11 @@ def encode_context(
     return head + tokens.astype("<i4", copy=False).tobytes()
 
 
+def context_payload_bytes(session: str, num_tokens: int) -> int:
+    name_bytes = len(session.encode())
+    return _CONTEXT.size + name_bytes + -name_bytes % 4 + 4 * num_tokens
+
+
 def decode_context(payload: bytes) -> ContextHead:
     """Raises PayloadError."""
     try:

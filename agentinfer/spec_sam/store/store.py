@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Self
@@ -13,30 +12,22 @@ import numpy.typing as npt
 
 from agentinfer.clock import Clock, SystemClock
 from agentinfer.spec_sam.store import compaction
-from agentinfer.spec_sam.store.catalogue import Catalogue
-from agentinfer.spec_sam.store.errors import StoreError, UnknownNamespaceError
+from agentinfer.spec_sam.store.arguments import as_tokens, check_name, check_number
+from agentinfer.spec_sam.store.errors import StoreError
 from agentinfer.spec_sam.store.files import Files
-from agentinfer.spec_sam.store.folder import CORRUPT_SUFFIX
 from agentinfer.spec_sam.store.log import Log
 from agentinfer.spec_sam.store.options import StoreOptions
-from agentinfer.spec_sam.store.payloads import (
-    StoredContext,
-    Tokens,
-    encode_context,
-    encode_credit,
-)
+from agentinfer.spec_sam.store.payloads import StoredContext, context_payload_bytes, encode_context, encode_credit
 from agentinfer.spec_sam.store.records import Kind
-from agentinfer.spec_sam.store.retrieval import Retrieved, Retriever
+from agentinfer.spec_sam.store.retrieval import Retriever
 from agentinfer.spec_sam.store.sparse import SparseRetriever
-from agentinfer.spec_sam.store.stats import StoreStats, of_namespaces
-from agentinfer.spec_sam.store.usefulness import Ledger
+from agentinfer.spec_sam.store.view import StoreView
 
-_MAX_NAME_BYTES = 1024
 # Room is made down to this share of a bound, so that not every add has to.
 _LOW_WATER = 0.9
 
 
-class ContextStore:
+class ContextStore(StoreView):
     """One writer, any number of read-only stores on the same folder in other processes.
 
     Threads: any may call anything. `retrieve`, `credit` and the look-ups wait for no disk, except that a namespace's
@@ -61,20 +52,10 @@ class ContextStore:
         index of a namespace. Raises NotAStoreError, StoreLockedError, WrongTokenizerError, SegmentVersionError or
         StoreError. A read-only store changes no file, not even a damaged one.
         """
-        self.path = Path(path)
-        self.options = options or StoreOptions()
-        self.read_only = read_only
-        self._retriever = retriever
-        self._clock = clock or SystemClock()
-        # Whoever changes the log holds _writing; _state guards the look-up tables, for moments only. A thread that
-        # needs both takes _writing first.
-        self._writing = threading.RLock()
-        self._state = threading.RLock()
-        self._catalogue = Catalogue()
-        self._ledger = Ledger(self.options.half_life_s)
-        self._indexes: dict[str, Retriever] = {}
-        self._credit_saved_s = self._clock.monotonic_s()
-        self._log = Log(self.path, tokenizer, read_only, self.options, self._clock, files or Files())
+        options, clock = options or StoreOptions(), clock or SystemClock()
+        log = Log(Path(path), tokenizer, read_only, options, clock, files or Files())
+        super().__init__(log, options, retriever, clock)
+        self._credit_saved_s = clock.monotonic_s()
         try:
             self._take_over()
             if not read_only and self._log.segments:
@@ -93,7 +74,9 @@ class ContextStore:
         Returns the context's id: that of the one already there when nothing is new, None for an empty turn. When there
         is no room, contexts of the least usefulness a byte go first. Raises StoreError; what was stored stays.
         """
-        before, said = _tokens(prompt, "prompt"), _tokens(response, "response")
+        before, said = as_tokens(prompt, "prompt"), as_tokens(response, "response")
+        check_name("namespace", namespace)
+        check_name("session", session)
         text = np.concatenate([before, said])
         if not len(text):
             return None
@@ -106,7 +89,7 @@ class ContextStore:
                 shared = min(overlap.shared, len(before))
                 parent = overlap.parent if shared else 0
                 # What had to go to make room may have been the parent.
-                if not self._reserve(namespace, _context_bytes(session, len(text) - shared)):
+                if not self._reserve(namespace, context_payload_bytes(session, len(text) - shared)):
                     break
             start = len(before) - shared
             return self.add_new(namespace, session, turn, text[shared:], start, parent=parent, shared=shared)
@@ -128,15 +111,14 @@ class ContextStore:
         `tokens[response_start:]` is the response. `parent` 0 with `shared` above 0: what came before is not stored.
         `added_unix_s`: when it was said, if not now. Raises StoreError; what was stored stays.
         """
-        new = _tokens(tokens, "tokens")
-        _check_name("namespace", namespace)
-        _check_name("session", session)
-        numbers = (("turn", turn, 2**32 - 1), ("shared", shared, 2**31), ("response_start", response_start, len(new)))
-        for name, value, high in numbers:
-            if not 0 <= value <= high:
-                raise StoreError(f"{name}: expected 0 to {high}, got {value}")
+        new = as_tokens(tokens, "tokens")
+        check_name("namespace", namespace)
+        check_name("session", session)
+        check_number("turn", turn, 2**32 - 1)
+        check_number("shared", shared, 2**31)
+        check_number("response_start", response_start, len(new))
         with self._writing:
-            self._reserve(namespace, _context_bytes(session, len(new)))
+            self._reserve(namespace, context_payload_bytes(session, len(new)))
             above = self._catalogue.get(parent)
             if parent and (above is None or above.context.namespace != namespace):
                 raise StoreError(f"parent: expected a context stored in {namespace!r}, or 0; got {parent}")
@@ -162,96 +144,6 @@ class ContextStore:
         with self._state:
             if context_id in self._catalogue:
                 self._ledger.credit(context_id, accepted_tokens, self._clock.unix_s())
-
-    # Asking
-
-    def retrieve(
-        self, namespace: str, query_tokens: npt.ArrayLike, k: int, *, exclude_session: str | None = None
-    ) -> list[Retrieved]:
-        """The `k` contexts of the namespace that were said in the situation most like the query's end, best first.
-
-        `query_tokens` is the coming turn's prompt, or its last few hundred tokens. An unknown namespace has none.
-        """
-        query = _tokens(query_tokens, "query_tokens")
-        index = self._indexes.get(namespace) or self._build_index(namespace)
-        with self._state:
-            excluded: Collection[int] = ()
-            if exclude_session is not None:
-                excluded = self._catalogue.ids_of_session(namespace, exclude_session)
-        found = []
-        for context_id, similarity in index.search(query, k, excluded):
-            with self._state:
-                entry = self._catalogue.get(context_id)
-                if entry is None:  # evicted since the search
-                    continue
-                context, segment = entry
-                tokens = segment.tokens(context)
-            found.append(Retrieved(context_id, context.session, similarity, tokens, context.response_start))
-        return found
-
-    def contexts(self, namespace: str | None = None, session: str | None = None) -> list[StoredContext]:
-        """All, or those of a namespace, or of one session of it; oldest first."""
-        with self._state:
-            found = [
-                context
-                for context in self._catalogue
-                if namespace in (None, context.namespace) and session in (None, context.session)
-            ]
-        return sorted(found, key=lambda context: context.id)
-
-    def has(self, context_id: int) -> bool:
-        with self._state:
-            return context_id in self._catalogue
-
-    def check_namespace(self, namespace: str) -> None:
-        """Raises UnknownNamespaceError naming those that there are."""
-        if namespace not in self.namespaces:
-            known = ", ".join(self.namespaces) or "none"
-            raise UnknownNamespaceError(f"{self.path}: no namespace {namespace!r} is stored; there are: {known}")
-
-    def tokens(self, context_id: int) -> Tokens:
-        """What the turn added, response last: a read-only view, valid for as long as it is held. Raises KeyError."""
-        with self._state:
-            return self._catalogue.tokens(context_id)
-
-    def text(self, context_id: int) -> Tokens:
-        """The whole text up to and with the response, or as much of its end as is stored. Raises KeyError."""
-        with self._state:
-            if context_id not in self._catalogue:
-                raise KeyError(context_id)
-            return self._catalogue.text(context_id)
-
-    def usefulness(self, context_id: int) -> float:
-        """Accepted draft tokens, decayed to now."""
-        with self._state:
-            return self._ledger.value(context_id, self._clock.unix_s())
-
-    @property
-    def tokenizer(self) -> str | None:
-        return self._log.tokenizer
-
-    @property
-    def namespaces(self) -> list[str]:
-        with self._state:
-            return self._catalogue.namespaces
-
-    @property
-    def size_bytes(self) -> int:
-        """All segments on disk, headers and credit included."""
-        return self._log.size_bytes
-
-    def stats(self) -> StoreStats:
-        with self._state:
-            now_s = self._clock.unix_s()
-            contexts = [(context, self._ledger.value(context.id, now_s)) for context in self._catalogue]
-        return StoreStats(
-            tokenizer=self.tokenizer,
-            segments=len(self._log.segments),
-            size_bytes=self.size_bytes,
-            index_bytes=self._index_bytes(),
-            set_aside=len(list(self.path.glob(f"*{CORRUPT_SUFFIX}"))),
-            namespaces=of_namespaces(contexts),
-        )
 
     # Making room
 
@@ -329,81 +221,7 @@ class ContextStore:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def check_integrity(self) -> None:
-        """Raises AssertionError naming the broken rule."""
-        with self._writing, self._state:
-            self._catalogue.check_integrity()
-            in_segments = {i: s for s in self._log.segments.values() for i in s.contexts}
-            assert in_segments.keys() == {c.id for c in self._catalogue}, "contexts of segments and catalogue"
-            for context_id, segment in in_segments.items():
-                entry = self._catalogue.get(context_id)
-                assert entry is not None, f"context {context_id}"
-                assert entry.segment is segment, f"context {context_id} is said to be in {entry.segment.path}"
-            assert self._ledger.context_ids <= in_segments.keys(), "credit of contexts that are gone"
-            for namespace, index in self._indexes.items():
-                index.check_integrity([c.id for c in self.contexts(namespace)])
-            if not self.read_only:
-                on_disk = sum(path.stat().st_size for path in self.path.glob("*.segment"))
-                on_disk -= self._log.leftover_bytes
-                assert on_disk == self.size_bytes, f"{on_disk} bytes on disk, {self.size_bytes} counted"
-                assert self.size_bytes <= self.options.max_bytes, f"{self.size_bytes} bytes held"
-
     # Inside
-
-    def _take_over(self) -> bool:
-        """Makes the look-up tables those of the log's segments."""
-        segments = self._log.segments.values()
-        places = {i: segment for segment in segments for i in segment.contexts}
-        with self._state:
-            gone = [c for c in self._catalogue if c.id not in places]
-            added = [i for i in places if i not in self._catalogue]
-            self._forget(gone)
-            for context_id, segment in places.items():
-                entry = self._catalogue.get(context_id)
-                if entry is None or entry.segment is not segment:
-                    self._catalogue.put(segment.contexts[context_id], segment)
-            credits = [credit for segment in segments for credit in segment.take_credits()]
-            for credit in credits:
-                for context_id in credit.accepted.keys() & places.keys():
-                    self._ledger.restore(context_id, credit.accepted[context_id], credit.at_unix_s, credit.sequence)
-        by_namespace: dict[str, list[int]] = {}
-        for context_id in added:
-            by_namespace.setdefault(places[context_id].header.namespace, []).append(context_id)
-        for namespace, ids in by_namespace.items():
-            self._index_contexts(namespace, ids)
-        return bool(gone or added or credits)
-
-    def _build_index(self, namespace: str) -> Retriever:
-        with self._writing:
-            if namespace not in self._indexes:
-                index = self._retriever()
-                ids = [context.id for context in self.contexts(namespace)]
-                index.add(ids, [self._catalogue.key(i, index.key_tokens) for i in ids])
-                if not ids:
-                    return index  # remembered once there is something: anybody may ask for any name
-                self._indexes[namespace] = index
-            return self._indexes[namespace]
-
-    def _index_contexts(self, namespace: str, context_ids: Collection[int]) -> None:
-        index = self._indexes.get(namespace)
-        if index is not None:
-            ids = sorted(context_ids)
-            index.add(ids, [self._catalogue.key(i, index.key_tokens) for i in ids])
-
-    def _forget(self, contexts: Iterable[StoredContext]) -> None:
-        by_namespace: dict[str, list[int]] = {}
-        for context in contexts:
-            by_namespace.setdefault(context.namespace, []).append(context.id)
-        for namespace, ids in by_namespace.items():
-            if namespace in self._indexes:
-                self._indexes[namespace].remove(ids)
-            self._catalogue.remove(ids)
-            self._ledger.forget(ids)
-            if namespace not in self._catalogue.namespaces:
-                self._indexes.pop(namespace, None)
-
-    def _index_bytes(self) -> int:
-        return sum(index.memory_bytes() for index in list(self._indexes.values()))
 
     def _reserve(self, namespace: str, payload_bytes: int) -> bool:
         """Makes room for a record; True when something had to go. Raises StoreError."""
@@ -466,25 +284,3 @@ class ContextStore:
             with self._state:
                 self._ledger.saved(accepted_by)
         self._credit_saved_s = self._clock.monotonic_s()
-
-
-def _context_bytes(session: str, num_tokens: int) -> int:
-    return len(encode_context(session, 0, np.empty(0, np.int32), 0, 0, 0, 0.0)) + 4 * num_tokens
-
-
-def _check_name(name: str, value: str) -> None:
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        size = _MAX_NAME_BYTES + 1
-    if size > _MAX_NAME_BYTES:
-        raise StoreError(f"{name}: expected up to {_MAX_NAME_BYTES} bytes of UTF-8, got {value[:40]!r}...")
-
-
-def _tokens(values: npt.ArrayLike, name: str) -> Tokens:
-    array = np.asarray(values)
-    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-        raise StoreError(f"{name}: expected a list of token ids, got {array.dtype} of shape {array.shape}")
-    if len(array) and not (int(array.min()) >= -(2**31) and int(array.max()) < 2**31):
-        raise StoreError(f"{name}: expected 32-bit token ids, got {int(array.min())} to {int(array.max())}")
-    return np.ascontiguousarray(array, dtype=np.int32)
