@@ -21,9 +21,10 @@ from agentinfer.kernels.sampling_weights.spec import SPEC as SAMPLING_WEIGHTS
 from agentinfer.kernels.spec import Case, OpSpec
 from agentinfer.kernels.tree_layout.spec import SPEC as TREE_LAYOUT
 from agentinfer.kernels.verify_greedy.spec import SPEC as VERIFY_GREEDY
+from agentinfer.kernels.verify_sampled.spec import LOGITS_SPEC as VERIFY_SAMPLED_LOGITS
 from agentinfer.kernels.verify_sampled.spec import SPEC as VERIFY_SAMPLED
 
-SPECS: tuple[OpSpec, ...] = (VERIFY_GREEDY, VERIFY_SAMPLED, TREE_LAYOUT, SAMPLING_WEIGHTS)
+SPECS: tuple[OpSpec, ...] = (VERIFY_GREEDY, VERIFY_SAMPLED, VERIFY_SAMPLED_LOGITS, TREE_LAYOUT, SAMPLING_WEIGHTS)
 
 
 def checks(implementation: str | None) -> Iterator[tuple[OpSpec, str, torch.device, Case]]:

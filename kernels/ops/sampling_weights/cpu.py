@@ -10,7 +10,7 @@ import torch
 from agentinfer.kernels.sampling_weights.parameters import Sampling
 from agentinfer.kernels.sampling_weights.reference import sampling_weights_reference
 
-HEAD = 256
+HEADS = (256, 2048)  # tried in turn; rows that keep more tokens are sorted
 
 
 def sampling_weights_cpu(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -21,11 +21,17 @@ def sampling_weights_cpu(logits: torch.Tensor, sampling: Sampling) -> torch.Tens
             best = weights.amax(-1, keepdim=True)
             weights.masked_fill_(weights < best * sampling.min_p.view(-1, 1), 0.0)
         return weights
-    head, order = weights.topk(min(HEAD, weights.shape[-1]), dim=-1)
-    cut = _cut_head(head, sampling)
-    if cut is None:
-        return sampling_weights_reference(logits, sampling)
-    out = torch.zeros_like(weights).scatter_(-1, order, cut)
+    out = torch.zeros_like(weights)
+    left = torch.arange(len(weights))
+    for length in HEADS:
+        head, order = weights[left].topk(min(length, weights.shape[-1]), dim=-1)
+        kept, ends_within = _cut_head(head, sampling.of(left))
+        out[left[ends_within].unsqueeze(1), order[ends_within]] = kept[ends_within]
+        left = left[~ends_within]
+        if not len(left):
+            break
+    if len(left):
+        out[left] = sampling_weights_reference(logits[left], sampling.of(left))
     if sampling.top_k is not None:
         greedy = torch.nonzero(sampling.top_k.view(-1) == 1)[:, 0]
         if len(greedy):
@@ -34,8 +40,8 @@ def sampling_weights_cpu(logits: torch.Tensor, sampling: Sampling) -> torch.Tens
     return out
 
 
-def _cut_head(head: torch.Tensor, sampling: Sampling) -> torch.Tensor | None:
-    """`head`, the best tokens in descending order, filtered; None where a row may keep tokens beyond it."""
+def _cut_head(head: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """`head`, the best tokens in descending order, filtered; and which rows keep no token beyond it."""
     length = head.shape[-1]
     rank = torch.arange(length)
     ends_within = torch.zeros(len(head), dtype=torch.bool)
@@ -51,8 +57,6 @@ def _cut_head(head: torch.Tensor, sampling: Sampling) -> torch.Tensor | None:
         held = judged.cumsum(-1)
         kept = kept.masked_fill(held - judged > top_p, 0.0)
         ends_within = ends_within | (held[:, -1] > top_p.view(-1))
-    if not ends_within.all():
-        return None
     if sampling.min_p is not None:
         kept = kept.masked_fill(kept < kept[:, :1] * sampling.min_p.view(-1, 1), 0.0)
-    return kept
+    return kept, ends_within

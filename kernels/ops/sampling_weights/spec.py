@@ -64,6 +64,7 @@ SPEC = OpSpec(
         Case("small vocabulary", {"rows": 4, "vocab": 20}, {"top_k": [5, OFF]}, "the head is the vocabulary"),
         Case("top-p", {"rows": 6, "vocab": 2000}, {"top_p": [0.1, 0.5, 0.9], "spread": 6.0}, "ends within the head"),
         Case("top-p, flat", {"rows": 4, "vocab": 2000}, {"top_p": [0.9, 1.0], "spread": 0.5}, "ends beyond the head"),
+        Case("top-p, flat and large", {"rows": 6, "vocab": 5000}, {"top_p": [0.1, 0.9], "spread": 0.5}, "rows sorted"),
         Case("min-p", {"rows": 5, "vocab": 500}, {"min_p": [0.0, 0.05, 0.3]}, "no order needed"),
         Case(
             "all, joint",
@@ -83,7 +84,7 @@ SPEC = OpSpec(
         Case("top-k 40", {"rows": 4, "vocab": 49152}, {"top_k": [40]}),
         Case("top-p 0.9", {"rows": 4, "vocab": 49152}, {"top_p": [0.9], "spread": 6.0}),
         Case("top-p 0.9", {"rows": 32, "vocab": 49152}, {"top_p": [0.9], "spread": 6.0}),
-        Case("top-k 40, top-p 0.9", {"rows": 128, "vocab": 151936}, {"top_k": [40], "top_p": [0.9], "spread": 6.0}),
+        Case("top-k 40, top-p 0.9", {"rows": 32, "vocab": 151936}, {"top_k": [40], "top_p": [0.9], "spread": 6.0}),
     ),
     on_gpu=("reference", "flashinfer"),
 )

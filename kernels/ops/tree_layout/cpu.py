@@ -11,7 +11,10 @@ def tree_layout_cpu(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(positions [bs, width], next_token, next_sibling, mask or None) of `TreeLayout`."""
     batch_size, width = parents.shape
-    positions, next_token, next_sibling, ancestors = [], [], [], bytearray()
+    positions: list[int] = []
+    next_token: list[int] = []
+    next_sibling: list[int] = []
+    ancestors = bytearray()
     num_bytes = (width + 7) // 8
     for parent_of, context_len in zip(parents.tolist(), context_lens.tolist(), strict=True):
         depths, child_of, sibling_of, last_child = [context_len] * width, [-1] * width, [-1] * width, [-1] * width
@@ -27,9 +30,9 @@ def tree_layout_cpu(
             else:
                 sibling_of[last_child[parent]] = node
             last_child[parent] = node
-        positions.append(depths)
-        next_token.append(child_of)
-        next_sibling.append(sibling_of)
+        positions += depths
+        next_token += child_of
+        next_sibling += sibling_of
         if want_mask:
             for line in lines:
                 ancestors += line.to_bytes(num_bytes, "little")
@@ -37,7 +40,9 @@ def tree_layout_cpu(
     if want_mask:
         bits = np.frombuffer(ancestors, dtype=np.uint8).reshape(batch_size, width, num_bytes)
         mask = torch.from_numpy(np.unpackbits(bits, axis=-1, count=width, bitorder="little").view(bool))
-    return torch.tensor(positions), torch.tensor(next_token), torch.tensor(next_sibling), mask
+    # One conversion from Python for all three.
+    numbers = torch.tensor(positions + next_token + next_sibling).view(3, batch_size, width)
+    return numbers[0], numbers[1], numbers[2], mask
 
 
 def packed_mask_cpu(mask: torch.Tensor, context_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

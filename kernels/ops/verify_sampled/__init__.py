@@ -67,7 +67,8 @@ def verify_sampled_logits(
 
         return verify_sampled_cpu(candidates, weights_of, coins, parents, num_nodes)
     requests = torch.arange(batch_size, device=logits.device).repeat_interleave(width)
-    weights = sampling_weights(logits, sampling.of(requests)).view(batch_size, width, -1)
+    for_weights = "reference" if implementation == "reference" else None
+    weights = sampling_weights(logits, sampling.of(requests), implementation=for_weights).view(batch_size, width, -1)
     return verify_sampled(candidates, weights, coins, parents, num_nodes=num_nodes, implementation=implementation)
 
 
@@ -101,3 +102,5 @@ IMPLEMENTATIONS = {
     "cpu": _cpu,
     "triton": on_first_call(f"{__name__}.triton_kernel", "verify_sampled_triton"),
 }
+
+__all__ = ["IMPLEMENTATIONS", "Sampling", "verify_sampled", "verify_sampled_logits"]

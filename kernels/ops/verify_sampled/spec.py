@@ -1,4 +1,4 @@
-"""Spec of `verify_sampled`."""
+"""Specs of `verify_sampled` and `verify_sampled_logits`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from agentinfer.kernels.example_trees import distinct_siblings, random_parents
 from agentinfer.kernels.spec import Case, OpSpec, Outputs, equal
-from agentinfer.kernels.verify_sampled import verify_sampled
+from agentinfer.kernels.tree import Verified
+from agentinfer.kernels.verify_sampled import Sampling, verify_sampled, verify_sampled_logits
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
@@ -51,7 +52,34 @@ def make_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
 
 def call(inputs: dict[str, Any], implementation: str | None) -> Outputs:
     """Runs the op."""
-    verified = verify_sampled(**inputs, implementation=implementation)
+    return _named(verify_sampled(**inputs, implementation=implementation))
+
+
+def make_logits_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
+    """Logits under which drafted tokens are likely, top-p and top-k for all requests but greedy ones among them."""
+    batch_size, width, vocab_size = case.axes["bs"], case.axes["width"], case.axes["vocab"]
+    parents = random_parents("tree", batch_size, width, generator)
+    candidates = distinct_siblings(parents, vocab_size, generator)
+    logits = torch.randn(batch_size, width, vocab_size, generator=generator) * 2
+    for b in range(batch_size):
+        for node in range(1, width):
+            logits[b, int(parents[b, node].clamp(min=0)), int(candidates[b, node])] += 12
+    top_k = torch.tensor([1, 40])[torch.randint(2, (batch_size,), generator=generator)]
+    return {
+        "candidates": candidates,
+        "logits": logits.view(batch_size * width, vocab_size),
+        "sampling": Sampling(torch.full((batch_size,), 0.7), top_k, torch.full((batch_size,), 0.9)),
+        "coins": torch.rand(batch_size, width, generator=generator),
+        "parents": parents,
+    }
+
+
+def call_logits(inputs: dict[str, Any], implementation: str | None) -> Outputs:
+    """Runs `verify_sampled_logits`."""
+    return _named(verify_sampled_logits(**inputs, implementation=implementation))
+
+
+def _named(verified: Verified) -> Outputs:
     return {
         "predict": verified.predict,
         "accept_lens": verified.accept_lens,
@@ -88,6 +116,24 @@ SPEC = OpSpec(
         Case("trees", {"bs": 1, "width": 8, "vocab": 49152}),
         Case("trees", {"bs": 4, "width": 8, "vocab": 49152}),
         Case("trees", {"bs": 16, "width": 16, "vocab": 49152}),
+        Case("trees", {"bs": 16, "width": 8, "vocab": 151936}),
+    ),
+)
+
+LOGITS_SPEC = OpSpec(
+    name="verify_sampled_logits",
+    axes=SPEC.axes,
+    make_inputs=make_logits_inputs,
+    call=call_logits,
+    compare=equal,
+    tolerance="none: a fixed seed whose coins are not within rounding of the edge of a token's share",
+    cases=(
+        Case("one node", {"bs": 3, "width": 1, "vocab": 40}, forces="nothing drafted"),
+        Case("trees", {"bs": 5, "width": 9, "vocab": 500}, forces="greedy and sampled requests in one batch"),
+    ),
+    measured=(
+        Case("trees", {"bs": 1, "width": 8, "vocab": 49152}),
+        Case("trees", {"bs": 4, "width": 8, "vocab": 49152}),
         Case("trees", {"bs": 16, "width": 8, "vocab": 151936}),
     ),
 )
