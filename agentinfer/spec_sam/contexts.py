@@ -116,7 +116,7 @@ class Contexts:
         self._guarded(pay, None)
 
     def memory_bytes(self) -> int:
-        return sum(memory.memory_bytes() for memory in self._memories.values())
+        return sum(memory.memory_bytes() for memory in list(self._memories.values()))  # others are added meanwhile
 
     def _load(self, namespace: str, memory: NamespaceMemory) -> Iterator[Chunk]:
         """The most useful stored contexts, the latest of them last, up to a share of the memory's bytes."""

@@ -120,7 +120,9 @@ class Speculation:
             raise SpeculationError(f"request {request_id!r} has no prompt; a stream needs a token to start from")
         key = _key(namespace, session)
         text = self._texts.borrow(key, request_id)
-        request = _Request(namespace, session, prompt, text)
+        request = _Request(
+            namespace, session, np.array(prompt, np.int32), text
+        )  # its own: it is read in the background
         related = self._texts.peek((namespace, parent)) if parent is not None else None
         if related is None and key is not None:
             related = self._texts.peek(key)  # where another request of the session has its text
@@ -130,11 +132,15 @@ class Speculation:
     def draft(self, request_ids: Sequence[str], new_tokens: Tokens, offsets: Offsets, max_width: int) -> DraftBatch:
         """Takes in new_tokens[offsets[i]:offsets[i + 1]], verified since the last call for request i (the first token
         of its output included), and drafts up to `max_width` nodes for each, the root counted."""
+        if max_width < 1:
+            raise SpeculationError(f"max_width is {max_width}; expected at least 1, the root")
         try:
             streams = [self._requests[request_id].stream for request_id in request_ids]
         except KeyError as error:
             raise SpeculationError(f"request {error} is not open; open it with its prompt first") from None
         batch, flat = self._batch(len(request_ids), max_width)
+        if not streams:
+            return batch
         if None in streams:
             self._draft_some(request_ids, new_tokens, offsets, batch)
         else:
@@ -146,16 +152,16 @@ class Speculation:
         request = self._requests.pop(request_id, None)
         if request is None:
             raise SpeculationError(f"request {request_id!r} is not open, so it cannot be closed")
+        assert request.job is not None
+        job = request.job
         if finished:
-            self._builder.submit(request.text, self._remember(request, request_id))
+            job = self._builder.submit(request.text, self._remember(request, request_id))
             self._num_finished += 1
             if self._learned is not None and self._num_finished % _SAVE_EVERY == 0:
                 self._builder.submit(self._model, iter([self.save_learned]))
         else:
-            assert request.job is not None
-            request.job.cancel()
-            request.text.is_broken = True
-        self._texts.give_back(_key(request.namespace, request.session), request.text)
+            job.cancel()
+        self._texts.give_back(_key(request.namespace, request.session), request.text, job)
 
     def wait_until_ready(self, timeout_s: float | None = None) -> bool:
         """Waits for the background thread; for tests and offline measurement."""
@@ -190,6 +196,7 @@ class Speculation:
         for generation in self._contexts.memory(request.namespace).generations:
             stream.add_source(generation.automaton, _MEMORY)
             request.sources.append(generation)
+        request.text.is_broken = True
         request.indexed = stream
 
     def _add_retrieved(self, request: _Request) -> None:
@@ -238,8 +245,9 @@ class Speculation:
             request = self._requests[request_id]
             new = tokens[offsets[row] : offsets[row + 1]]
             if request.indexed is None:
-                request.waiting.append(new.copy())
-                batch.tokens[row, 0] = np.concatenate([request.prompt[-1:], *request.waiting])[-1]
+                if len(new):
+                    request.waiting.append(new.copy())
+                batch.tokens[row, 0] = request.waiting[-1][-1] if request.waiting else request.prompt[-1]
                 continue
             if request.stream is None:
                 new = np.concatenate([*request.waiting, new])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentinfer.spec_sam.backend import Automaton
-from agentinfer.spec_sam.background import Chunk
+from agentinfer.spec_sam.background import Chunk, Job
 
 Tokens = npt.NDArray[np.int32]
 
@@ -31,9 +31,9 @@ class SessionText:
         self.num_shared = 0  # tokens of the last prompt that were held before
         self.num_turns = 0
         self.num_indexed = 0  # tokens in the automaton when the prompt was in it
-        self.is_broken = False  # the automaton goes on behind `known[:length]`: a reply was abandoned
+        self.is_broken = False  # the automaton goes on behind `known[:length]`: a reply has begun and is not finished
         self.reader: str | None = None  # the request that has it
-        self.num_bytes = 0  # as of the last finished turn
+        self.num_bytes = 0  # as of the last chunk or finished turn
         self.counted_bytes = 0  # as the owner has counted it
 
     def chunks(self, prompt: Tokens) -> Iterator[Chunk]:
@@ -49,8 +49,9 @@ class SessionText:
         output: Tokens = log[len(log) - (self.automaton.num_tokens - self.num_indexed) :]
         self.known = np.concatenate([self.known[: self.length], output])
         self.length = len(self.known)
+        self.is_broken = False
         self.num_turns += 1
-        self.num_bytes = self.automaton.memory_bytes() + self.known.nbytes
+        self._measure()
         return output
 
     def _follow(self, prompt: Tokens) -> None:
@@ -73,6 +74,10 @@ class SessionText:
         self.automaton.extend(prompt[start:end])
         self.length = end
         self.num_indexed = self.automaton.num_tokens
+        self._measure()
+
+    def _measure(self) -> None:
+        self.num_bytes = self.automaton.memory_bytes() + self.known.nbytes
 
 
 class SessionTexts:
@@ -85,6 +90,7 @@ class SessionTexts:
         self._max_bytes = max_bytes
         self._max_match = max_match
         self._texts: OrderedDict[Hashable, SessionText] = OrderedDict()
+        self._growing: list[tuple[Hashable, SessionText, Job]] = []  # given back, with a job that may not have ended
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -106,18 +112,30 @@ class SessionTexts:
     def peek(self, key: Hashable) -> SessionText | None:
         return self._texts.get(key)
 
-    def give_back(self, key: Hashable | None, text: SessionText) -> None:
-        """The request is done with it. Its size counts as of the last turn that the indexing thread has finished."""
+    def give_back(self, key: Hashable | None, text: SessionText, last_job: Job) -> None:
+        """The request is done with it, and the indexing thread will be after `last_job`. Its size is counted now, and
+        again with the texts given back after that job."""
         text.reader = None
         if key is None or self._texts.get(key) is not text:
             return
-        self.num_bytes += text.num_bytes - text.counted_bytes
-        text.counted_bytes = text.num_bytes
+        self._texts.move_to_end(key)
+        self._growing.append((key, text, last_job))
+        self._growing = [entry for entry in self._growing if not self._count(*entry)]
         idle = [old_key for old_key, old in self._texts.items() if old.reader is None] if self._is_full else []
         for old_key in idle:
             if not self._is_full:
                 break
             self.num_bytes -= self._texts.pop(old_key).counted_bytes
+
+    def _count(self, key: Hashable, text: SessionText, last_job: Job) -> bool:
+        """Whether that was the last time."""
+        is_last = last_job.ended  # before its size is read
+        if self._texts.get(key) is not text:
+            return True
+        grown = text.num_bytes - text.counted_bytes
+        text.counted_bytes += grown
+        self.num_bytes += grown
+        return is_last
 
     def check_integrity(self) -> None:
         """Raises AssertionError naming the broken rule."""
