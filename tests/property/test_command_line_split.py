@@ -42,11 +42,12 @@ def test_configuration_reaches_child_processes_unchanged(data: st.DataObject) ->
     flags: list[str] = []
     for option in all_options().values():
         if option.kind is str and data.draw(st.booleans()):
-            text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+            any_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+            text = st.sampled_from(option.choices) if option.choices else any_text
             flags.append(f"{option.flag}={data.draw(text)}")
         elif option.kind is int:
             flags.append(f"{option.flag}={data.draw(st.integers(int(option.low or 0), int(option.high or 10**6)))}")
         elif option.kind is float:
-            flags.append(f"{option.flag}={data.draw(st.floats(float(option.low or 0), 1e9))!r}")
+            flags.append(f"{option.flag}={data.draw(st.floats(float(option.low or 0), float(option.high or 1e9)))!r}")
     config = split_command_line(flags, {}).resolved.config
     assert AgentInferConfig.from_json(config.to_json()) == config
