@@ -30,6 +30,7 @@ from agentinfer.kernels.spec import Case, OpSpec, to_device
 from benchmarks import kernel_peers
 
 OURS = "ours"
+SEED = 0
 REFERENCE_LIMIT_S = 0.2  # a slower reference is left out of the rounds
 
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "device": options.device,
         "threads": options.threads,
         "machine": machine(),
+        "load_average": os.getloadavg()[0],  # of the last minute, this program itself included
         "rows": rows,
     }
     path = options.json or Path("benchmarks/results") / f"kernels_{options.device}.json"
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(spec: OpSpec, case: Case, device: torch.device, repeats: int, limit_s: float) -> dict[str, Any]:
     """One case: each contender's microseconds, and how many times as long as ours it takes."""
-    inputs = to_device(spec.make_inputs(case, torch.Generator().manual_seed(0)), device)
+    inputs = to_device(spec.make_inputs(case, torch.Generator().manual_seed(SEED)), device)
     contenders: dict[str, Callable[[], Any]] = {OURS: lambda: spec.call(inputs, None)}
     others = spec.on_gpu if device.type == "cuda" else spec.on_cpu
     for name in others[1:] if device.type == "cuda" else ():
@@ -91,7 +93,11 @@ def measure(spec: OpSpec, case: Case, device: torch.device, repeats: int, limit_
         "op": spec.name,
         "case": case.name,
         "axes": dict(case.axes),
-        "microseconds": {name: summary(values) for name, values in samples.items()},
+        "seed": SEED,
+        "microseconds": {
+            name: summary(values) | {"samples": [round(value, 1) for value in values]}
+            for name, values in samples.items()
+        },
         "times_ours": {
             name: summary([other / own for other, own in zip(values, samples[OURS], strict=True)])
             for name, values in samples.items()
@@ -112,7 +118,7 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
     low, median, high = statistics.quantiles(values, n=4)
-    return {"median": round(median, 2), "q1": round(low, 2), "q3": round(high, 2), "samples": len(values)}
+    return {"median": round(median, 2), "q1": round(low, 2), "q3": round(high, 2)}
 
 
 def as_line(row: dict[str, Any]) -> str:
