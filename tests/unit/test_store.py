@@ -26,6 +26,7 @@ from agentinfer.spec_sam.store.errors import (
     UnknownNamespaceError,
     WrongTokenizerError,
 )
+from agentinfer.spec_sam.store.files import Files
 from agentinfer.spec_sam.store.records import VERSION, Header, encode_header
 
 START_S = 1_700_000_000.0
@@ -422,8 +423,6 @@ def test_fingerprint_is_that_of_the_vocabulary(tmp_path) -> None:
 
 @pytest.mark.parametrize(("policy", "num_syncs"), [("always", 6), ("rotate", 1), ("never", 0)])
 def test_fsync_policy_decides_when_records_are_forced_to_disk(tmp_path, policy, num_syncs) -> None:
-    from agentinfer.spec_sam.store.files import Files
-
     class Counting(Files):
         synced = 0
 
@@ -436,3 +435,51 @@ def test_fsync_policy_decides_when_records_are_forced_to_disk(tmp_path, policy, 
             store.add_new("ns", "s", n, range(10), 5)
         assert files.synced == (num_syncs if policy == "always" else 0)
     assert files.synced == num_syncs
+
+
+def test_credit_given_while_credit_is_saved_is_saved_the_next_time(tmp_path) -> None:
+    class Crediting(Files):
+        def write_at(self, path, offset, data):
+            super().write_at(path, offset, data)
+            if store is not None:
+                store.credit(first, 1)
+
+    store = None
+    opened = open_store(tmp_path, files=Crediting(), options=StoreOptions(half_life_s=1e9))
+    first = opened.add("ns", "a", 0, range(100), [1])
+    opened.credit(first, 5)
+    store = opened
+    store.flush()
+    store = None
+    opened.flush()
+    opened.abandon()
+    with open_store(tmp_path) as again:
+        assert again.usefulness(first) == pytest.approx(6)
+
+
+def test_credit_that_could_not_be_saved_is_saved_later_and_the_context_is_kept(tmp_path, caplog) -> None:
+    class FullForCredit(Files):
+        is_full = False
+
+        def write_at(self, path, offset, data):
+            if self.is_full and len(data) < 100:  # a credit record
+                raise OSError(28, "No space left on device")
+            super().write_at(path, offset, data)
+
+    files, clock = FullForCredit(), ManualClock(START_S)
+    store = open_store(tmp_path, files=files, clock=clock, options=StoreOptions(credit_save_s=1, half_life_s=1e9))
+    first = store.add("ns", "a", 0, range(100), [1])
+    store.credit(first, 5)
+    clock.advance(2)
+    files.is_full = True
+    second = store.add("ns", "b", 0, range(100, 200), [1])
+    assert [c.id for c in store.contexts()] == [first, second]
+    assert "Credit is not saved" in caplog.text
+    with pytest.raises(StoreError, match="No space left"):
+        store.flush()
+    files.is_full = False
+    store.flush()
+    store.abandon()
+    with open_store(tmp_path, clock=clock) as again:
+        assert again.usefulness(first) == pytest.approx(5)
+        assert [c.id for c in again.contexts()] == [first, second]

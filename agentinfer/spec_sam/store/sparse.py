@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from agentinfer.spec_sam.store.retrieval import Hit
 
 _K1, _B = 1.2, 0.75
 # Postings looked at in one search. The query's most common pairs, which tell contexts apart least, go first.
-_MAX_POSTINGS = 400_000
+_MAX_POSTINGS = 50_000
 
 Ints = npt.NDArray[np.int64]
 
@@ -153,16 +154,24 @@ def _postings(keys: Sequence[Tokens], first_slot: int, key_tokens: int) -> tuple
     pairs = _pairs(np.concatenate(cut)) if sizes.sum() else np.empty(0, np.uint32)
     owners = np.repeat(np.arange(len(cut), dtype=np.uint64), sizes)
     is_inside = owners[:-1] == owners[1:]
-    packed = np.unique(pairs[is_inside].astype(np.uint64) << np.uint64(32) | owners[:-1][is_inside])
+    packed = np.sort(pairs[is_inside].astype(np.uint64) << np.uint64(32) | owners[:-1][is_inside])
+    packed = packed[_is_first(packed)]
     lengths = np.bincount((packed & np.uint64(0xFFFFFFFF)).astype(np.int64), minlength=len(cut))
     return packed + np.uint64(first_slot), lengths
 
 
 def _block(packed: npt.NDArray[np.uint64]) -> Block:
     of_posting = (packed >> np.uint64(32)).astype(np.uint32)
-    pairs, starts = np.unique(of_posting, return_index=True)
+    starts = np.flatnonzero(_is_first(of_posting))
     slots = (packed & np.uint64(0xFFFFFFFF)).astype(np.int32)
-    return Block(pairs, np.append(starts, len(packed)).astype(np.int32), slots)
+    return Block(of_posting[starts], np.append(starts, len(packed)).astype(np.int32), slots)
+
+
+def _is_first(ordered: npt.NDArray[np.unsignedinteger[Any]]) -> npt.NDArray[np.bool_]:
+    """Where a number differs from the one before. (`np.unique` would hash them all again.)"""
+    is_first = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    return is_first
 
 
 def _merge(blocks: Sequence[Block], is_alive: npt.NDArray[np.bool_]) -> Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -23,6 +24,8 @@ from agentinfer.spec_sam.store.retrieval import Retriever
 from agentinfer.spec_sam.store.sparse import SparseRetriever
 from agentinfer.spec_sam.store.view import StoreView
 
+logger = logging.getLogger(__name__)
+
 # Room is made down to this share of a bound, so that not every add has to.
 _LOW_WATER = 0.9
 
@@ -31,7 +34,7 @@ class ContextStore(StoreView):
     """One writer, any number of read-only stores on the same folder in other processes.
 
     Threads: any may call anything. `retrieve`, `credit` and the look-ups wait for no disk, except that a namespace's
-    first `retrieve` builds its index (about 0.1 ms a context). `add`, `remove`, `evict`, `flush`, `refresh` and `close`
+    first `retrieve` builds its index (up to 0.1 ms a context). `add`, `remove`, `evict`, `flush`, `refresh` and `close`
     read or write files: call them from a background thread, never between decode steps. They wait for each other only.
     """
 
@@ -131,7 +134,10 @@ class ContextStore(StoreView):
                 self._catalogue.put(segment.contexts[sequence], segment)
             self._index_contexts(namespace, [sequence])
             if self._clock.monotonic_s() - self._credit_saved_s >= self.options.credit_save_s:
-                self._save_credit()
+                try:
+                    self._save_credit()
+                except StoreError as error:  # the context is stored, and that is what was asked for
+                    logger.warning("Credit is not saved, the next time it is tried again: %s", error)
             return sequence
 
     def credit(self, context_id: int, accepted_tokens: float) -> None:
@@ -255,8 +261,13 @@ class ContextStore(StoreView):
         if any(compaction.garbage_bytes(segment) for segment in rewrite.segments):
             ids = [c.id for c in self.contexts(rewrite.segments[0].header.namespace) if c.id not in victims]
             with self._state:
-                credit = self._ledger.credited(ids, self._clock.unix_s())
-        new = self._log.write_anew(rewrite, credit)
+                credit = self._ledger.take(ids, self._clock.unix_s())
+        try:
+            new = self._log.write_anew(rewrite, credit)
+        except OSError:
+            with self._state:
+                self._ledger.give_back(credit)
+            raise
         with self._state:
             kept = {context.id for context in rewrite.kept}
             self._forget([c for s in rewrite.segments for c in s.contexts.values() if c.id not in kept])
@@ -268,19 +279,24 @@ class ContextStore(StoreView):
         self._log.remove_replaced(rewrite)
 
     def _save_credit(self) -> None:
+        self._credit_saved_s = self._clock.monotonic_s()
+        by_namespace: dict[str, dict[int, float]] = {}
         with self._state:
             now_s = self._clock.unix_s()
-            unsaved = self._ledger.unsaved(now_s)
-            by_namespace: dict[str, dict[int, float]] = {}
-            for context_id, accepted in unsaved.items():
+            for context_id, accepted in self._ledger.take_unsaved(now_s).items():
                 entry = self._catalogue.get(context_id)
                 assert entry is not None, f"credit of context {context_id}, which is gone"
                 by_namespace.setdefault(entry.context.namespace, {})[context_id] = accepted
-        for namespace, accepted_by in by_namespace.items():
+        while by_namespace:
+            namespace, accepted_by = next(iter(by_namespace.items()))
             payload = encode_credit(accepted_by, now_s)
-            self._reserve(namespace, len(payload))
-            segment, _ = self._log.append(namespace, Kind.CREDIT, payload)
+            try:
+                self._reserve(namespace, len(payload))
+                segment, _ = self._log.append(namespace, Kind.CREDIT, payload)
+            except StoreError:
+                with self._state:
+                    for unsaved in by_namespace.values():
+                        self._ledger.give_back(unsaved)
+                raise
             segment.take_credits()
-            with self._state:
-                self._ledger.saved(accepted_by)
-        self._credit_saved_s = self._clock.monotonic_s()
+            del by_namespace[namespace]

@@ -41,19 +41,19 @@ class Ledger:
             self._unsaved.discard(context_id)
             self._sequence.pop(context_id, None)
 
-    @property
-    def has_unsaved(self) -> bool:
-        return bool(self._unsaved)
+    def take_unsaved(self, now_s: float) -> dict[int, float]:
+        """What the log does not say yet. It counts as saved from now on, so that credit given meanwhile does not."""
+        return self.take(sorted(self._unsaved), now_s)
 
-    def unsaved(self, now_s: float) -> dict[int, float]:
-        return {context_id: self.value(context_id, now_s) for context_id in sorted(self._unsaved)}
+    def take(self, context_ids: Iterable[int], now_s: float) -> dict[int, float]:
+        """Of these, the ones that ever had credit; they count as saved from now on."""
+        taken = {i: self.value(i, now_s) for i in context_ids if i in self._accepted}
+        self._unsaved.difference_update(taken)
+        return taken
 
-    def saved(self, context_ids: Iterable[int]) -> None:
-        self._unsaved.difference_update(context_ids)
-
-    def credited(self, context_ids: Iterable[int], now_s: float) -> dict[int, float]:
-        """Of these, the ones that ever had credit."""
-        return {i: self.value(i, now_s) for i in context_ids if i in self._accepted}
+    def give_back(self, context_ids: Iterable[int]) -> None:
+        """Taken, but not saved."""
+        self._unsaved.update(i for i in context_ids if i in self._accepted)
 
     @property
     def context_ids(self) -> frozenset[int]:
