@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentinfer.runtime.speculation.choice import pooled_nodes, uniform_nodes
+from agentinfer.runtime.speculation.planning import StepPlanner
 from agentinfer.runtime.speculation.statistics import StepTimer
+from agentinfer.spec_sam import DraftBatch
 
 CONTEXTS = np.array([100, 200, 300], dtype=np.int64)
 
@@ -70,6 +73,80 @@ def test_a_ragged_step_takes_no_node_without_its_better_ones_and_no_more_than_th
     taken = [probability for b, row in enumerate(rows) for probability in row[: nodes[b] - 1]]
     left = [probability for b, row in enumerate(rows) for probability in row[nodes[b] - 1 :]]
     assert min(taken, default=1.0) >= max(left, default=0.0)
+
+
+class Book:
+    """Drafts a chain of likely tokens for each request, as long as it is asked for."""
+
+    def draft(self, requests, ahead, max_width):
+        n = len(requests)
+        probability = np.tile(np.float32(0.9) ** np.arange(max_width, dtype=np.float32), (n, 1))
+        parents = np.tile(np.arange(-1, max_width - 1, dtype=np.int32), (n, 1))
+        return DraftBatch(
+            np.ones((n, max_width), np.int32), parents, probability, np.full(n, max_width, dtype=np.int32)
+        )
+
+
+class Controller:
+    """Chooses the width it was made with, and remembers what it was shown."""
+
+    def __init__(self, width: int, drafts: bool = True) -> None:
+        self.width, self.drafts = width, drafts
+        self.shown: np.ndarray | None = None
+        self.timed = 0
+
+    def should_draft(self, batch_size: int) -> bool:
+        return self.drafts
+
+    def observe_draft(self, batch_size: int, seconds: float) -> None:
+        self.timed += 1
+
+    def choose(self, path_probability: np.ndarray, context_lens: np.ndarray) -> int:
+        self.shown = path_probability.copy()
+        return self.width
+
+
+def request(num_prompt: int, num_output: int, max_new_tokens: int, **params: float) -> SimpleNamespace:
+    known = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
+    return SimpleNamespace(
+        origin_input_ids=[1] * num_prompt,
+        output_ids=[2] * num_output,
+        custom_logit_processor=None,
+        sampling_params=SimpleNamespace(**{**known, **params}, max_new_tokens=max_new_tokens),
+    )
+
+
+def plan(controller: Controller, requests: list[SimpleNamespace], **options):
+    made = StepPlanner(Book(), controller, 8, **{"is_ragged": True, "captured_width": lambda: None, **options})
+    context_lens = np.array([len(r.origin_input_ids) + len(r.output_ids) - 1 for r in requests])
+    return made.plan(requests, None, context_lens)
+
+
+def test_a_request_near_its_end_is_drafted_no_further_than_that() -> None:
+    controller = Controller(8)
+    planned = plan(controller, [request(10, 1, 100), request(10, 7, 10), request(10, 9, 10), request(10, 10, 10)])
+    assert planned.num_nodes.tolist() == [8, 3, 1, 1]
+    assert (controller.shown[:, 1:] > 0).sum() == 7 + 2
+
+
+def test_a_penalised_request_is_decoded_plainly_beside_drafted_ones() -> None:
+    planned = plan(Controller(8), [request(10, 1, 100), request(10, 1, 100, frequency_penalty=0.5)])
+    assert planned.num_nodes.tolist() == [8, 1]
+    assert planned.path_probability[1].tolist() == [1.0] + [0.0] * 7
+
+
+def test_where_drafting_does_not_pay_nothing_is_drafted() -> None:
+    controller = Controller(8, drafts=False)
+    planned = plan(controller, [request(10, 1, 100)] * 2)
+    assert (planned.width, planned.num_nodes.tolist(), planned.tokens.shape) == (1, [1, 1], (2, 1))
+    assert (controller.shown, controller.timed) == (None, 0)
+
+
+def test_captured_graphs_fix_the_width_of_every_step() -> None:
+    padded = plan(Controller(4), [request(10, 1, 100)], is_ragged=False, captured_width=lambda: 8)
+    assert (padded.width, padded.padded_width, padded.num_nodes.tolist()) == (8, 8, [8])
+    free = plan(Controller(4), [request(10, 1, 100)], is_ragged=False)
+    assert (free.width, free.padded_width, free.num_nodes.tolist()) == (4, 4, [4])
 
 
 class Times:

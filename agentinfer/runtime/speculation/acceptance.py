@@ -17,6 +17,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.sampler import apply_custom_logit_processor
 from sglang.srt.sampling.penaltylib.repetition_penalty import apply_scaling_penalties
 from sglang.srt.speculative.spec_utils import GrammarTree, build_grammar_vocab_mask
+from sglang.srt.utils.async_probe import sanitize_nan_logits
 
 from agentinfer.kernels import Sampling, Verified, sampling_weights, verify_greedy, verify_sampled_logits
 from agentinfer.kernels.verify_sampled.cpu import verify_sampled_cpu
@@ -55,6 +56,7 @@ def prepare_logits(logits: torch.Tensor, layout: StepLayout, info: Any, grammar_
         at_roots = logits[roots]
         apply_custom_logit_processor(at_roots, info)
         logits[roots] = at_roots
+    sanitize_nan_logits(logits, "AGENT_SAM: logits of a verify step")
 
 
 def grammar_mask_of(requests: list[Any], layout: StepLayout, info: Any, device: torch.device) -> Any:

@@ -66,7 +66,7 @@ class StepPlanner:
         width, padded = 1, None
         if is_drafted:
             self._controller.observe_draft(num_requests, draft_s)
-            num_nodes, probability = _usable(requests, drafts)
+            num_nodes, probability = _usable(requests, drafts, context_lens)
             if self._is_ragged:
                 num_nodes, width = pooled_nodes(probability, num_nodes, context_lens, self._controller.choose)
             elif self._captured_width() is None:
@@ -88,11 +88,11 @@ def needs_plain_decoding(request: Any) -> bool:
     )
 
 
-def _usable(requests: Sequence[Any], drafts: DraftBatch) -> tuple[np.ndarray, np.ndarray]:
+def _usable(requests: Sequence[Any], drafts: DraftBatch, context_lens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(nodes of each draft that its request can use, their probabilities with 0 for the others)."""
     # A request with r tokens to go has no use for more than r - 1 of a draft, nor has the model positions for them.
-    room = [max(1, request.sampling_params.max_new_tokens - len(request.output_ids)) for request in requests]
-    num_nodes = np.minimum(drafts.num_nodes, room)
+    limits = [len(request.origin_input_ids) + request.sampling_params.max_new_tokens for request in requests]
+    num_nodes = np.minimum(drafts.num_nodes, np.maximum(1, np.array(limits) - (context_lens + 1)))
     num_nodes[[needs_plain_decoding(request) for request in requests]] = 1
     is_node = np.arange(drafts.path_probability.shape[1]) < num_nodes[:, None]
     probability = np.where(is_node, drafts.path_probability, np.float32(0.0))

@@ -203,6 +203,13 @@ SEAMS = (
         "call",
     ),
     _row(
+        f"{_SRT}.utils.async_probe.sanitize_nan_logits",
+        ("logits", "msg"),
+        f"{_SRT}.layers.sampler.Sampler._preprocess_logits",
+        "logits that are no numbers, as in plain decoding",
+        "call",
+    ),
+    _row(
         f"{_SRT}.sampling.penaltylib.repetition_penalty.apply_scaling_penalties",
         ("logits", "scaling_penalties"),
         f"{_SRT}.sampling.sampling_batch_info.SamplingBatchInfo._apply_pre_grammar_logits_transforms",
