@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 
@@ -14,11 +16,8 @@ def assign_req_to_token_pool_cpu(
     pool_len: int,
 ) -> None:
     """Writes table[row, start:end) of each request from consecutive pieces of `out_cache_loc`. Fills `req_to_token`."""
-    taken = 0
-    for row, start, end in _spans(req_pool_indices, start_offset, end_offset):
-        length = end - start
-        req_to_token[row, start:end] = out_cache_loc[taken : taken + length].to(req_to_token.dtype)
-        taken += length
+    for span, piece in _spans(req_to_token, req_pool_indices, start_offset, end_offset, out_cache_loc):
+        span.copy_(piece)
 
 
 def assign_extend_cache_locs_cpu(
@@ -30,11 +29,8 @@ def assign_extend_cache_locs_cpu(
     pool_len: int,
 ) -> None:
     """Reads table[row, start:end) of each request into consecutive pieces of `out_cache_loc`; the rest stays."""
-    taken = 0
-    for row, start, end in _spans(req_pool_indices, start_offset, end_offset):
-        length = end - start
-        out_cache_loc[taken : taken + length] = req_to_token[row, start:end].to(out_cache_loc.dtype)
-        taken += length
+    for span, piece in _spans(req_to_token, req_pool_indices, start_offset, end_offset, out_cache_loc):
+        piece.copy_(span)
 
 
 def assign_draft_cache_locs_contiguous_cpu(
@@ -70,5 +66,12 @@ def fill_accept_out_cache_loc_cpu(
     accept_out_cache_loc[: slots.shape[0]] = slots.to(accept_out_cache_loc.dtype)
 
 
-def _spans(rows: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> zip[tuple[int, int, int]]:
-    return zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True)
+def _spans(
+    table: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, slots: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of table[row, start:end) of each request, and of the consecutive piece of `slots` that belongs to it."""
+    taken = 0
+    for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        length = end - start
+        yield table[row, start:end], slots[taken : taken + length]
+        taken += length
