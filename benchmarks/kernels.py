@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     path = options.json or Path("benchmarks/results") / f"kernels_{options.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path.write_text(as_json(report), encoding="utf-8")
     return 0
 
 
@@ -119,6 +119,13 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 def summary(values: Sequence[float]) -> dict[str, Any]:
     low, median, high = statistics.quantiles(values, n=4)
     return {"median": round(median, 2), "q1": round(low, 2), "q3": round(high, 2)}
+
+
+def as_json(report: dict[str, Any]) -> str:
+    """The report with a line a row: samples are many."""
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in report["rows"])
+    head = json.dumps({**report, "rows": []}, indent=1).removesuffix("[]\n}")
+    return f"{head}[\n{rows}\n ]\n}}\n"
 
 
 def as_line(row: dict[str, Any]) -> str:

@@ -1,4 +1,8 @@
-"""Sampled verification on a GPU: one program a request draws along its path, two passes over the vocabulary a token."""
+"""Sampled verification on a GPU: every node's token is drawn at once, a program a node; then the greedy walk.
+
+Drawing along the path alone would read fewer rows, one after the other. A row takes two passes over the vocabulary, and
+these are what a step waits for, so rows are drawn side by side.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import triton
 import triton.language as tl
 
 from agentinfer.kernels.tree import Verified
-from agentinfer.kernels.verify_greedy.triton_kernel import empty_verified
+from agentinfer.kernels.verify_greedy.triton_kernel import verify_greedy_triton
 
 BLOCK_VOCAB = 4096
 
@@ -21,75 +25,56 @@ def verify_sampled_triton(
 ) -> Verified:
     """Contract as `verify_sampled`; never waits for the device."""
     batch_size, width = candidates.shape
-    verified = empty_verified(candidates)
+    drawn = torch.empty(batch_size, width, dtype=torch.int32, device=candidates.device)
     if batch_size:
         vocab_size = weights.shape[-1]
-        _verify_sampled_kernel[(batch_size,)](
-            candidates.contiguous(),
+        _draw_kernel[(batch_size, width)](
             weights.contiguous(),
             coins.contiguous(),
-            candidates if parents is None else parents.contiguous(),
-            candidates if num_nodes is None else num_nodes.contiguous(),
-            verified.predict,
-            verified.accept_lens,
-            verified.accept_index,
+            drawn if parents is None else parents.contiguous(),
+            drawn if num_nodes is None else num_nodes.contiguous(),
+            drawn,
             width,
             vocab_size,
             IS_CHAIN=parents is None,
             IS_FULL=num_nodes is None,
-            BLOCK=triton.next_power_of_2(width),
             BLOCK_VOCAB=min(BLOCK_VOCAB, triton.next_power_of_2(vocab_size)),
             num_warps=8,
         )
-    return verified
+    return verify_greedy_triton(candidates, drawn, parents, num_nodes)
 
 
 @triton.jit
-def _verify_sampled_kernel(
-    candidates: tl.tensor,
+def _draw_kernel(
     weights: tl.tensor,
     coins: tl.tensor,
     parents: tl.tensor,
     num_nodes: tl.tensor,
-    predict: tl.tensor,
-    accept_lens: tl.tensor,
-    accept_index: tl.tensor,
+    drawn: tl.tensor,
     width: tl.tensor,
     vocab_size: tl.tensor,
     IS_CHAIN: tl.constexpr,
     IS_FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
 ) -> None:
     request = tl.program_id(0)
-    nodes = tl.arange(0, BLOCK)
-    inside = nodes < width
-    rows = request * width + nodes
-    tokens = tl.load(candidates + rows, mask=inside, other=0).to(tl.int32)
-    parent_of = nodes - 1
+    node = tl.program_id(1)
+    is_real = node >= 0
+    depth = node
     if not IS_CHAIN:
-        parent_of = tl.load(parents + rows, mask=inside, other=-1).to(tl.int32)
-    real = inside & (nodes > 0)
+        above = tl.load(parents + request * width + node).to(tl.int32)
+        is_real = (node == 0) | (above >= 0)
+        depth = node * 0
+        while above >= 0:
+            depth += 1
+            above = tl.load(parents + request * width + above).to(tl.int32)
     if not IS_FULL:
-        real = real & (nodes < tl.load(num_nodes + request))
-
-    path = tl.full([BLOCK], -1, tl.int32)
-    predicted = tl.zeros([BLOCK], tl.int32)
-    node = 0
-    length = 0
-    while node < BLOCK:
-        row = weights + (request * width + node).to(tl.int64) * vocab_size
-        coin = tl.load(coins + request * width + length)
-        choice = _draw(row, coin, vocab_size, BLOCK_VOCAB)
-        path = tl.where(nodes == length, request * width + node, path)
-        predicted = tl.where(nodes == node, choice, predicted)
-        length += 1
-        fits = real & (parent_of == node) & (tokens == choice)
-        node = tl.min(tl.where(fits, nodes, BLOCK), axis=0)
-
-    tl.store(predict + rows, predicted, mask=inside)
-    tl.store(accept_index + rows, path, mask=inside)
-    tl.store(accept_lens + request, length)
+        is_real = is_real & (node < tl.load(num_nodes + request))
+    # Padding is never reached: its token, like the rest of its row, means nothing.
+    columns_used = tl.where(is_real, vocab_size, 0)
+    row = weights + (request * width + node).to(tl.int64) * vocab_size
+    coin = tl.load(coins + request * width + depth)
+    tl.store(drawn + request * width + node, _draw(row, coin, columns_used, BLOCK_VOCAB))
 
 
 @triton.jit
