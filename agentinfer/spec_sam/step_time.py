@@ -7,11 +7,14 @@ A step verifies rows = batch_size x width tokens. Its time is modelled as
 where f is piecewise linear in the rows, so that tile sizes and other steps of real hardware fit. No coefficient is
 negative, which makes the time monotone in everything. Coefficients come from least squares on relative errors with
 exponential forgetting, towards a prior that expects rows to cost, and neighbouring pieces of f to have similar slopes.
+They are kept relative to a scale, which follows the machine's speed: what was learned of the proportions holds when all
+becomes slower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -32,9 +35,35 @@ _SLOPE_CHANGE: Final = 0.05  # from one piece of f to the next
 _NOISE: Final = 0.1
 
 _FORGETTING: Final = 0.998  # an observation counts half after 350 others
-_SLOW_LIMIT: Final = 0.25  # a step is never counted as more than this much slower than expected: see `observe`
+_SUSPICIOUS: Final = 0.3  # a step this much slower than expected has to happen twice
+_MOST_EXCESS: Final = 0.5  # that a step is believed to be slower than expected
+_LEAST_BASE: Final = 0.05  # of the scale: a step with nothing to do still takes time
 _SCALE_RATE: Final = 0.05
+NUM_BUCKETS: Final = 16  # of batch sizes, by powers of two
 _SWEEPS: Final = 2
+_FIT_EVERY: Final = 16  # observations, after the first 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds at each width, linear in the batch's context tokens."""
+
+    fixed: list[float]
+    by_context: list[float]
+
+    def at(self, index: int, context_tokens: float) -> float:
+        return self.fixed[index] + self.by_context[index] * context_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """An observation that the normal equations do not hold yet."""
+
+    features: Floats  # the fixed ones
+    width: int
+    context_tokens: float
+    expected_s: float
+    step_s: float
 
 
 class StepTimeModel:
@@ -42,106 +71,136 @@ class StepTimeModel:
 
     def __init__(self, widths: Sequence[int]) -> None:
         self._widths = np.array(widths, np.float64)
+        self._index = {width: index for index, width in enumerate(widths)}
+        self._excess = [[0.0] * len(widths) for _ in range(NUM_BUCKETS)]  # by which the latest of a kind was too slow
         self._precision = _prior_precision()
         self._gram = np.zeros((_NUM_COEFFICIENTS, _NUM_COEFFICIENTS))
         self._moment = np.zeros(_NUM_COEFFICIENTS)
-        self._coefficients = _PRIOR_MEAN.copy()
-        self._scale_s = 1.0  # seconds of the prior's unit
+        self._coefficients = _PRIOR_MEAN.copy()  # in units of `_scale_s`
+        self._scale_s = 1.0
         self.num_observations = 0
-        self._fixed_features: dict[int, Floats] = {}
-        self._tables: dict[int, tuple[list[float], list[float]]] = {}
+        self._pending: list[_Pending] = []
+        self._features: dict[int, Floats] = {}  # per batch size, [widths, fixed features]
+        self._times: dict[int, _Times] = {}
 
     def seconds(self, batch_size: int, context_tokens: float) -> list[float]:
         """Expected seconds at each width; `context_tokens` is the sum over the batch. Before the first observation
         only the proportions mean anything."""
-        table = self._tables.get(batch_size)
-        if table is None:
-            table = self._tables[batch_size] = self._tabulate(batch_size)
-        fixed, by_context = table
-        return [a + b * context_tokens for a, b in zip(fixed, by_context, strict=True)]
+        times = self._times.get(batch_size) or self._tabulate(batch_size)
+        return [a + b * context_tokens for a, b in zip(times.fixed, times.by_context, strict=True)]
 
-    def observe(self, batch_size: int, width: int, context_tokens: float, step_seconds: float) -> None:
-        """Takes in one measured step. Raises ValueError for a time that is not positive and finite.
+    def observe(self, batch_size: int, width: int, context_tokens: float, step_seconds: float) -> bool:
+        """Takes in one measured step; False where it did not count. Raises ValueError for another width, or a time that
+        is not positive and finite.
 
         A step can be slower than its work by accident (a prefill in between, a busy neighbour, garbage collection) but
-        never faster, so what looks too fast counts fully and what looks too slow only up to a limit: one accident
-        changes little, and a machine that has become slower is followed all the same.
+        never faster. So one that is far slower than expected counts only if the one before it, of the same width and
+        about the same batch, was as well, and then as the faster of both, up to a limit: an accident changes nothing,
+        two in a row little, and a machine that has become slower is followed all the same.
         """
+        index = self._index.get(width)
+        if index is None:
+            raise ValueError(f"a step of width {width}; the widths are {list(self._index)}")
         if not 0.0 < step_seconds < float("inf"):
             raise ValueError(f"a step of {step_seconds} seconds (batch {batch_size}, width {width}): measure it again")
-        features = _features(batch_size, width, context_tokens)
-        prior_s = float(features @ _PRIOR_MEAN)
+        times = self._times.get(batch_size) or self._tabulate(batch_size)
         if self.num_observations == 0:
-            self._rescale(step_seconds / prior_s)
-        expected_s = float(features @ self._coefficients)
-        excess = step_seconds / expected_s - 1.0
-        weight = 1.0 if excess <= _SLOW_LIMIT else _SLOW_LIMIT / excess
-        features /= expected_s
-        self._gram *= _FORGETTING
-        self._gram += weight * np.outer(features, features)
-        self._moment *= _FORGETTING
-        self._moment += (weight * step_seconds / expected_s) * features
-        drift = step_seconds / (self._scale_s * prior_s)
-        self._scale_s *= min(max(drift, 0.5), 1.0 + _SLOW_LIMIT) ** _SCALE_RATE
+            self._scale_s *= step_seconds / times.at(index, context_tokens)
+            times = self._tabulate(batch_size)
+        expected_s = times.at(index, context_tokens)
         self.num_observations += 1
-        if self.num_observations <= 64 or self.num_observations % 4 == 0:
+        latest = self._excess[bucket(batch_size)]
+        excess, previous = step_seconds / expected_s - 1.0, latest[index]
+        latest[index] = excess
+        if excess > _SUSPICIOUS:
+            if previous <= _SUSPICIOUS:
+                return False
+            step_seconds = expected_s * (1.0 + min(excess, previous, _MOST_EXCESS))
+        features = self._features[batch_size][index]
+        self._pending.append(_Pending(features, width, context_tokens, expected_s, step_seconds))
+        self._scale_s *= (step_seconds / expected_s) ** max(_SCALE_RATE, 1.0 / self.num_observations)
+        if self.num_observations <= 64 or len(self._pending) >= _FIT_EVERY:
+            self._take_in()
             self._fit()
+        return True
 
     def state(self) -> Floats:
-        """All that predictions depend on, for `restore` in another process."""
-        return np.concatenate(
-            [[self._scale_s, self.num_observations], self._coefficients, self._moment, self._gram.ravel()]
-        )
+        """All that predictions depend on, for `restore` in another process, after which both go on alike."""
+        self._take_in()
+        self._times.clear()  # they may be of an earlier scale
+        parts = [self._coefficients, self._moment, self._gram.ravel(), np.ravel(self._excess)]
+        return np.concatenate([[self._scale_s, self.num_observations], *parts])
 
     def restore(self, state: Floats) -> None:
-        size = _NUM_COEFFICIENTS
-        if state.shape != (2 + 2 * size + size * size,):
-            raise ValueError(f"state of shape {state.shape}, expected ({2 + 2 * size + size * size},)")
-        self._scale_s, self.num_observations = float(state[0]), int(state[1])
-        self._coefficients = state[2 : 2 + size].copy()
-        self._moment = state[2 + size : 2 + 2 * size].copy()
-        self._gram = state[2 + 2 * size :].reshape(size, size).copy()
-        self._tables.clear()
+        """Raises ValueError for the state of a model with another number of widths."""
+        sizes = [2, _NUM_COEFFICIENTS, _NUM_COEFFICIENTS, _NUM_COEFFICIENTS**2, NUM_BUCKETS * len(self._widths)]
+        if state.shape != (sum(sizes),):
+            raise ValueError(f"a step time model's state of shape {state.shape}; expected ({sum(sizes)},)")
+        head, coefficients, moment, gram, excess = np.split(state, np.cumsum(sizes)[:-1])
+        self._scale_s, self.num_observations = float(head[0]), int(head[1])
+        self._coefficients, self._moment = coefficients.copy(), moment.copy()
+        self._gram = gram.reshape(self._gram.shape).copy()
+        self._excess = excess.reshape(NUM_BUCKETS, -1).tolist()
+        self._pending.clear()
+        self._times.clear()
 
-    def _rescale(self, scale_s: float) -> None:
-        self._scale_s = scale_s
-        self._coefficients = _PRIOR_MEAN * scale_s
+    def _take_in(self) -> None:
+        if not self._pending:
+            return
+        count = len(self._pending)
+        rows = np.empty((count, _NUM_COEFFICIENTS))
+        rows[:, :_NUM_FIXED] = [step.features for step in self._pending]
+        rows[:, _NUM_FIXED] = [step.context_tokens / 1000.0 for step in self._pending]
+        rows[:, _NUM_FIXED + 1] = [(step.width - 1) * step.context_tokens / 1000.0 for step in self._pending]
+        weights = _FORGETTING ** (0.5 * np.arange(count - 1, -1, -1))
+        weights /= [step.expected_s for step in self._pending]
+        rows *= self._scale_s * weights[:, None]
+        self._gram = _FORGETTING**count * self._gram + rows.T @ rows
+        self._moment = _FORGETTING**count * self._moment + (weights * [step.step_s for step in self._pending]) @ rows
+        self._pending.clear()
 
     def _fit(self) -> None:
         # Coordinate descent from the last solution: every sweep lowers the loss and keeps all coefficients >= 0.
-        matrix = self._gram + self._precision / self._scale_s**2
-        target = self._moment + (self._precision @ _PRIOR_MEAN) / self._scale_s
+        matrix = self._gram + self._precision
+        target = self._moment + self._precision @ _PRIOR_MEAN
         solution = self._coefficients
         diagonal = matrix.diagonal().tolist()
+        least = [_LEAST_BASE] + [0.0] * (_NUM_COEFFICIENTS - 1)
         for _ in range(_SWEEPS):
             gradient = matrix @ solution - target
             for index, curvature in enumerate(diagonal):
                 old = float(solution[index])
-                new = max(0.0, old - float(gradient[index]) / curvature)
+                new = max(least[index], old - float(gradient[index]) / curvature)
                 if new != old:
                     solution[index] = new
                     gradient += matrix[index] * (new - old)
-        self._tables.clear()
+        self._times.clear()
 
-    def _tabulate(self, batch_size: int) -> tuple[list[float], list[float]]:
-        features = self._fixed_features.get(batch_size)
+    def _tabulate(self, batch_size: int) -> _Times:
+        features = self._features.get(batch_size)
         if features is None:
-            features = np.stack([_features(batch_size, int(width), 0.0)[:_NUM_FIXED] for width in self._widths])
-            self._fixed_features[batch_size] = features
-        read, attend = self._coefficients[_NUM_FIXED:] / 1000.0
-        fixed: list[float] = (features @ self._coefficients[:_NUM_FIXED]).tolist()
-        return fixed, (read + attend * (self._widths - 1.0)).tolist()
+            features = self._features[batch_size] = _fixed_features(batch_size, self._widths)
+        times = self._times[batch_size] = _times(features, self._widths, self._scale_s * self._coefficients)
+        return times
 
 
-def _features(batch_size: int, width: int, context_tokens: float) -> Floats:
-    features = np.empty(_NUM_COEFFICIENTS)
-    features[0] = 1.0
-    features[1] = float(width > 1)
-    features[2] = batch_size - 1.0
-    np.clip(batch_size * width - _KNOTS, 0.0, _GAPS, out=features[3:_NUM_FIXED])
-    features[_NUM_FIXED] = context_tokens / 1000.0
-    features[_NUM_FIXED + 1] = (width - 1) * context_tokens / 1000.0
+def bucket(batch_size: int) -> int:
+    """The kind of batch, by powers of two."""
+    return min(batch_size.bit_length(), NUM_BUCKETS - 1)
+
+
+def _fixed_features(batch_size: int, widths: Floats) -> Floats:
+    features = np.empty((len(widths), _NUM_FIXED))
+    features[:, 0] = 1.0
+    features[:, 1] = widths > 1.0
+    features[:, 2] = batch_size - 1.0
+    features[:, 3:] = np.clip(batch_size * widths[:, None] - _KNOTS, 0.0, _GAPS)
     return features
+
+
+def _times(fixed_features: Floats, widths: Floats, coefficients: Floats) -> _Times:
+    read, attend = (coefficients[_NUM_FIXED:] / 1000.0).tolist()
+    return _Times((fixed_features @ coefficients[:_NUM_FIXED]).tolist(), (read + attend * (widths - 1.0)).tolist())
 
 
 def _prior_precision() -> Floats:
