@@ -108,6 +108,12 @@ class DraftModel:
         weights, paired = numbers[:num_weights], numbers[num_weights:]
         pairs = list(zip(paired[::2], paired[1::2], strict=True))
         rates, slots = pairs[:num_rates], pairs[num_rates:]
+        for i, weight in enumerate(weights):
+            if abs(weight) > _MAX_WEIGHT:
+                raise ValueError(
+                    f"learned draft model: weight {i} is {weight:g}, expected -{_MAX_WEIGHT:g} to {_MAX_WEIGHT:g}; "
+                    "start without it"
+                )
         for i, (hits, trials) in enumerate(rates):
             if not 0 < trials <= _MAX_POINT_TRIALS or not 0 <= hits <= trials:
                 raise ValueError(f"learned draft model: rate {i} is {hits:g} of {trials:g}; start without it")

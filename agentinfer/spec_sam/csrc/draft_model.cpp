@@ -15,6 +15,7 @@ namespace {
 constexpr double kPriorTrials = 4.0;
 constexpr double kMaxTrials = 400.0;
 constexpr double kWeightStep = 0.02;
+constexpr double kMaxWeight = 8.0;
 
 // Log-odds of the calibration's points: -6, -5.5 ... 6.
 constexpr double kLowestLogit = -6.0;
@@ -109,7 +110,7 @@ double DraftModel::weight(SourceKind kind, std::int32_t length) const {
 
 void DraftModel::learn_weight(SourceKind kind, std::int32_t length, double surprise) {
   double& weight = weights_[static_cast<std::int32_t>(kind) * kLengthBuckets + length_bucket(length)];
-  weight = std::clamp(weight + kWeightStep * surprise, -8.0, 8.0);
+  weight = std::clamp(weight + kWeightStep * surprise, -kMaxWeight, kMaxWeight);
 }
 
 double DraftModel::calibrated(double probability) const {
@@ -158,6 +159,10 @@ void DraftModel::restore(const double* values, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) {
     AGENTINFER_CHECK(std::isfinite(values[i]), "learned draft model: value ", i, " is ", values[i],
                      ", not a finite number; start without it");
+  }
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    AGENTINFER_CHECK(std::abs(values[i]) <= kMaxWeight, "learned draft model: weight ", i, " is ", values[i],
+                     ", expected -", kMaxWeight, " to ", kMaxWeight, "; start without it");
   }
   for (std::size_t i = 0; i < num_rates; ++i) {
     const double hits = rates[2 * i];
