@@ -9,10 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from agentinfer.spec_sam import reference, reference_drafting
 from tests.agent_sessions import generated_sessions
 
 RELATED, MEMORY, RETRIEVED = 1, 2, 3
@@ -175,3 +178,17 @@ class InlineJob:
             return False
         chunk()
         return True
+
+
+def drafting(name: str) -> Any:
+    """The automaton and the drafter of one implementation: "native" (skips where it is not built) or "reference"."""
+    if name == "native":
+        return pytest.importorskip(
+            "agentinfer.spec_sam._core", reason="the compiled core is not built: pip install -e ."
+        )
+    return SimpleNamespace(
+        Automaton=reference.Automaton,
+        DraftModel=reference_drafting.DraftModel,
+        DraftStream=reference_drafting.DraftStream,
+        draft_batch=reference_drafting.draft_batch,
+    )

@@ -207,15 +207,15 @@ def test_readers_and_a_writer_share_one_automaton(native: Any) -> None:
     automaton.check_integrity()
 
 
-def build_driver(folder: Path, *flags: str, compiler: str | None = None) -> Path:
+def build_driver(folder: Path, *flags: str, compiler: str | None = None, driver: Path = DRIVER) -> Path:
     compiler = compiler or os.environ.get("CXX") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler (c++, or CXX)")
-    program = folder / "automaton_fuzz"
+    program = folder / driver.stem
     core = sorted(path for path in (SOURCES / "csrc").glob("*.cpp") if not path.name.startswith("bindings"))
     command = [compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DAGENTINFER_CHECKED", *flags]
     command += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", f"-I{SOURCES / 'csrc'}", "-o", str(program)]
-    done = subprocess.run([*command, str(DRIVER), *map(str, core)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, str(driver), *map(str, core)], capture_output=True, text=True, check=False)
     if "cannot find" in done.stderr and "san" in done.stderr:
         pytest.skip(f"{compiler} has no sanitiser runtime here")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,165 @@
+"""Whatever the order of opening, drafting, indexing and closing: texts are what was said, and drafts are trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from agentinfer.spec_sam.speculation import Speculation, SpeculationSettings
+from agentinfer.spec_sam.texts import OVERLAP, SessionText
+from tests.drafting_builders import Draft, InlineBuilder, int32s
+
+SESSIONS = ("s0", "s1", None)
+NAMESPACES = {"": 0, "tenant": 100}  # each says tokens of its own only
+letters = st.integers(0, 5)
+pieces = st.lists(letters, max_size=90)
+
+
+@dataclass
+class Said:
+    """The model of one session: what it will be expected to know."""
+
+    history: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Running:
+    name: str
+    namespace: str
+    session: str | None
+    prompt: list[int]
+    text: SessionText
+    output: list[int] = field(default_factory=list)
+
+
+class SpeculationMachine(RuleBasedStateMachine):
+    requests: Any = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.builder = InlineBuilder()
+        self.speculation = Speculation(
+            SpeculationSettings(session_bytes=20_000, memory_bytes=40_000, min_path_probability=0.01),
+            builder=self.builder,  # type: ignore[arg-type]
+        )
+        self.running: list[Running] = []
+        self.said: dict[tuple[str, str | None], Said] = {}
+        self.num_opened = 0
+
+    @rule(
+        target=requests,
+        namespace=st.sampled_from(sorted(NAMESPACES)),
+        session=st.sampled_from(SESSIONS),
+        parent=st.sampled_from(["s0", "unknown", None]),
+        more=pieces,
+        kept=st.sampled_from([1.0, 1.0, 1.0, 0.5, 0.0]),
+    )
+    def open(self, namespace: str, session: str | None, parent: str | None, more: list[int], kept: float) -> Running:
+        """The session's history, all or a part of it, and something new."""
+        said = self.said.setdefault((namespace, session), Said()) if session else Said()
+        history = said.history[: int(kept * len(said.history))]
+        prompt = history + [NAMESPACES[namespace] + token for token in more or [0]]
+        name = f"r{self.num_opened}"
+        self.num_opened += 1
+        self.speculation.open(name, int32s(prompt), session=session, parent=parent, namespace=namespace)
+        request = Running(name, namespace, session, prompt, self.speculation._requests[name].text)
+        self.running.append(request)
+        return request
+
+    @rule(num_chunks=st.sampled_from([1, 2, 5, None]))
+    def index(self, num_chunks: int | None) -> None:
+        self.builder.run(num_chunks)
+
+    @rule(is_full=st.booleans())
+    def fill_queue(self, is_full: bool) -> None:
+        self.builder.is_full = is_full
+
+    @rule(data=st.data(), max_width=st.sampled_from([1, 2, 9]))
+    def draft(self, data: Any, max_width: int) -> None:
+        chosen = [request for request in self.running if data.draw(st.booleans())]
+        rows = []
+        for request in chosen:
+            row = [NAMESPACES[request.namespace] + token for token in data.draw(st.lists(letters, max_size=4))]
+            request.output += row
+            rows.append(row)
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        tokens = int32s(token for row in rows for token in row)
+        batch = self.speculation.draft([request.name for request in chosen], tokens, offsets, max_width)
+        for row_index, request in enumerate(chosen):
+            count = int(batch.num_nodes[row_index])
+            drafted = Draft(*(array[row_index, :count].tolist() for array in batch[:3]))
+            assert drafted.tokens[0] == (request.prompt + request.output)[-1]
+            assert 1 <= count <= max_width
+            assert drafted.parents[0] == -1
+            assert all(0 <= parent < node for node, parent in enumerate(drafted.parents) if node)
+            assert drafted.probability == sorted(drafted.probability, reverse=True)
+            offset = NAMESPACES[request.namespace]
+            assert all(offset <= token < offset + 100 for token in drafted.tokens)  # nothing of another tenant
+            assert (batch.parents[row_index, count:] == -1).all()
+
+    @rule(request=consumes(requests), finished=st.booleans())
+    def close(self, request: Running, finished: bool) -> None:
+        self.speculation.close(request.name, finished=finished)
+        self.running.remove(request)
+        if finished and request.session is not None:
+            self.said[request.namespace, request.session].history = request.prompt + request.output
+
+    @rule(target=requests, request=consumes(requests))
+    def retract(self, request: Running) -> Any:
+        """The engine opens it again with all its output as prompt."""
+        prompt = request.prompt + request.output
+        self.speculation.close(request.name, finished=False)
+        self.running.remove(request)
+        where = {"session": request.session, "namespace": request.namespace}
+        self.speculation.open(request.name, int32s(prompt), **where)
+        again = Running(
+            request.name, request.namespace, request.session, prompt, self.speculation._requests[request.name].text
+        )
+        self.running.append(again)
+        return multiple(again)
+
+    @rule()
+    def texts_hold_what_was_said(self) -> None:
+        """With the queue worked off: each stream's document ends with its prompt and output, up to the overlap."""
+        self.builder.run()
+        for request in self.running:
+            held = self.speculation._requests[request.name]
+            if held.indexed is None:
+                continue  # refused
+            waiting = [token for piece in held.waiting for token in piece.tolist()]
+            whole = request.prompt + request.output
+            whole = whole[: len(whole) - len(waiting)]
+            document = last_document(request.text)
+            assert whole[-len(document) :] == document[-len(whole) :]
+            assert len(document) >= min(len(whole), OVERLAP)
+            assert request.text.known[: request.text.length].tolist() == request.prompt
+        for text in self.speculation._texts._texts.values():
+            text.automaton.check_integrity()
+            if text.reader is None and not text.is_broken and text.length:
+                known = text.known[: text.length].tolist()
+                document = last_document(text)
+                assert known[-len(document) :] == document[-len(known) :]
+
+    @invariant()
+    def agrees(self) -> None:
+        self.speculation._texts.check_integrity()
+        assert self.speculation.num_open == len(self.running)
+        readers = [text.reader for text in self.speculation._texts._texts.values() if text.reader is not None]
+        assert set(readers) <= {request.name for request in self.running}
+
+    def teardown(self) -> None:
+        self.texts_hold_what_was_said()
+
+
+def last_document(text: SessionText) -> list[int]:
+    tokens: list[int] = text.automaton.tokens.tolist()
+    return tokens[len(tokens) - 1 - tokens[::-1].index(-1) + 1 :] if -1 in tokens else tokens
+
+
+SpeculationMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+test_speculation_machine = SpeculationMachine.TestCase
