@@ -200,6 +200,7 @@ def test_blocks_of_another_segment_are_not_taken_for_records(filled) -> None:
     (second,) = (p for p in path.glob("*.segment") if p != first)
     second.write_bytes(second.read_bytes() + stale)
     with open_store(path) as store:
+        assert [c.id for c in store.contexts("other")] == [other]
         assert contents(store) == {**held, other: [7, 7, 7]}
 
 
@@ -329,6 +330,39 @@ def test_a_killed_process_loses_nothing_it_was_told_is_stored(tmp_path) -> None:
         assert len(found) <= len(told) + 1
         assert all(set(store.tokens(i).tolist()) == {turn} for i, turn in found.items())
         store.check_integrity()
+
+
+def test_a_reader_keeps_up_with_a_writer_in_another_process_that_evicts_all_the_time(tmp_path) -> None:
+    program = """
+        import itertools, sys
+        import numpy as np
+        from agentinfer.spec_sam.store import ContextStore, StoreOptions
+        options = StoreOptions(max_bytes=40_000, segment_bytes=4096, grace_s=0, fsync="never")
+        store = ContextStore(sys.argv[1], "tokenizer.json:1", options=options)
+        for turn in itertools.count():
+            store.add_new(f"ns{turn % 3}", f"s{turn}", turn, np.full(50 + turn % 100, turn), 0)
+            if turn == 100:
+                print("ready", flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        try:
+            seen, latest = [], 0
+            with open_store(tmp_path / "store", read_only=True) as reader:
+                while len(seen) < 40:
+                    if reader.refresh():
+                        found = reader.contexts()
+                        assert all(set(reader.tokens(c.id).tolist()) == {c.turn} for c in found)
+                        reader.check_integrity()
+                        seen.append({c.id for c in found})
+                        assert latest <= max(c.turn for c in found)
+                        latest = max(c.turn for c in found)
+                    assert child.poll() is None, "the writer stopped"
+        finally:
+            child.kill()
+    assert not seen[0] & seen[-1], "nothing was evicted meanwhile"
 
 
 def test_a_writer_leaves_no_temporary_files_of_a_killed_one(filled) -> None:

@@ -7,6 +7,7 @@ import mmap
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -100,17 +101,24 @@ class Segment:
         Raises HeaderDamagedError, SegmentVersionError or OSError.
         """
         # Read, not mapped: a writer may cut a torn tail off just now, and touching a page that is gone kills a process.
-        data = path.read_bytes()
-        header, header_bytes = decode_header(data)
-        segment = cls(path, header, header_bytes, header_bytes)
-        return segment, segment._take_in(data, 0)
+        with path.open("rb") as file:
+            data = file.read()
+            header, header_bytes = decode_header(data)
+            segment = cls(path, header, header_bytes, header_bytes)
+            faults = segment._take_in(data, 0)
+            segment._map_file(file)
+        return segment, faults
 
     def read_new(self) -> tuple[Fault, ...]:
         """What was appended since. A record that is being written just now is left for the next time."""
         with self.path.open("rb") as file:
             file.seek(self.size_bytes)
             data = file.read()
-        return self._take_in(data, self.size_bytes) if data else ()
+            if not data:
+                return ()
+            faults = self._take_in(data, self.size_bytes)
+            self._map_file(file)
+        return faults
 
     def append(self, kind: Kind, sequence: int, payload: bytes, files: Files) -> None:
         """Raises OSError; the segment is then as before, whatever part of the record the file got."""
@@ -140,9 +148,14 @@ class Segment:
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None or len(self._map) < self.size_bytes:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), self.size_bytes, access=mmap.ACCESS_READ)
+            with self.path.open("rb") as file:  # appended to by this process, so the file is there
+                self._map_file(file)
+        assert self._map is not None
         return self._map
+
+    def _map_file(self, file: BinaryIO) -> None:
+        """Readers map what they have read at once: a moment later the writer may have removed the file."""
+        self._map = mmap.mmap(file.fileno(), self.size_bytes, access=mmap.ACCESS_READ)
 
     def _take_in(self, data: bytes, base: int) -> tuple[Fault, ...]:
         found = scan(data, self.size_bytes, self.sequence, base)
