@@ -21,7 +21,7 @@ CORE_SOURCES := CMakeLists.txt pyproject.toml $(shell find agentinfer -name CMak
 serve: $(STAMP)/model
 	@exec $(BIN)/python -m agentinfer.launch_server $(ARGS)
 
-test: check $(STAMP)/model $(STAMP)/clients
+test: check $(STAMP)/model $(STAMP)/clients $(STAMP)/triton
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)/core $(STAMP)/dev
@@ -67,6 +67,12 @@ $(STAMP)/dev: requirements/dev.txt requirements/data.txt | $(STAMP)/engine-$(ENG
 $(STAMP)/clients: requirements/clients.txt | $(STAMP)/venv
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/clients.txt
+	@touch $@
+
+# Triton compiles and interprets the kernels in tests. It lies beside the environment, since on the CPU SGLang must find
+# the stand-in and not the real one.
+$(STAMP)/triton: requirements/triton.txt | $(STAMP)/venv
+	$(PIP) --no-deps --upgrade --target $(VENV)/triton -r requirements/triton.txt
 	@touch $@
 
 clean:
