@@ -1,6 +1,8 @@
 """AgentSAM, called as an engine's worker calls it, one request at a time, each request ready before its first step.
 
-In an engine the indexing runs beside prefill; here the step waits for it, and the wait counts as the drafter's time.
+In an engine the indexing runs beside prefill and tools; here a turn waits for it when it starts, and the wait counts as
+the drafter's time. And an engine's width control decides how much of a draft is worth verifying; here drafts are held
+to half the budget on average instead.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from benchmarks.drafting.drafter import Draft, Tokens
 
 
 class AgentSam:
-    def __init__(self, end_of_turn: int, **settings: Any) -> None:
-        self._speculation = Speculation(SpeculationSettings(stop_tokens=(end_of_turn,), **settings))
+    def __init__(self, budget: int, end_of_turn: int, **settings: Any) -> None:
+        # The average is met by a control loop, so aim a little lower.
+        chosen = {"mean_drafted": 0.49 * budget, **settings}
+        self._speculation = Speculation(SpeculationSettings(stop_tokens=(end_of_turn,), **chosen))
         self._num_requests = 0
         self._request = [""]
         self._session = ""
@@ -47,10 +51,9 @@ class AgentSam:
     def end_turn(self) -> None:
         self.draft(1)  # the last step's tokens
         self._speculation.close(self._request[0], finished=True)
-        self._speculation.wait_until_ready()
 
     def end_session(self) -> None:
-        pass
+        self._speculation.wait_until_ready()
 
     def learn(self, turns: list[tuple[Tokens, Tokens]]) -> None:
         self.start_session(f"learnt {self._num_requests}")
@@ -58,6 +61,7 @@ class AgentSam:
             self._open(prompt)
             self.accept(reply)
             self.end_turn()
+            self._speculation.wait_until_ready()  # the queue is bounded
 
     def _open(self, prompt: Tokens) -> None:
         self._num_requests += 1

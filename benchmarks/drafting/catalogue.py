@@ -22,7 +22,9 @@ def factory(name: str, budget: int, end_of_turn: int, settings: dict[str, Any]) 
     The made function raises BenchmarkError for settings that this drafter does not have.
     """
     made = _class_of(name)
-    fixed = {"sglang_ngram": {"budget": budget}, "agent_sam": {"end_of_turn": end_of_turn}}.get(name, {})
+    fixed = {"sglang_ngram": {"budget": budget}, "agent_sam": {"budget": budget, "end_of_turn": end_of_turn}}.get(
+        name, {}
+    )
 
     def make() -> Drafter:
         try:
