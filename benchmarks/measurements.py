@@ -32,7 +32,14 @@ with waiting for threads of its own; "of that work" takes processor time instead
 
 def page(results: Path = RESULTS) -> str:
     """The whole page. Raises KeyError where a result file lacks a figure that the page shows."""
-    sections = [_HEAD, _replays(results), _cpu_attention(results), _automaton(results), _drafting(results)]
+    sections = [
+        _HEAD,
+        _replays(results),
+        _cpu_attention(results),
+        _automaton(results),
+        _drafting(results),
+        _spec_live(results),
+    ]
     return "\n".join(section for section in sections if section)
 
 
@@ -77,7 +84,7 @@ def _replays(results: Path) -> str:
 
 
 def _conditions(provenance: dict[str, Any]) -> str:
-    return f" ({provenance['conditions']})" if "conditions" in provenance else ""
+    return f" ({provenance['conditions']})" if provenance.get("conditions") else ""
 
 
 def _cpu_attention(results: Path) -> str:
@@ -137,6 +144,46 @@ def _drafting(results: Path) -> str:
     if not rows:
         return ""
     return f"{_DRAFTING}\n{_table(heads, rows)}\n" + "\n".join(drafting.commands(results)) + "\n"
+
+
+def _spec_live(results: Path) -> str:
+    path = results / "spec_live.json"
+    if not path.exists():
+        return ""
+    run = _read(path)
+    rows = []
+    for row in run["rows"]:
+        figures = row["variants"]
+        ngram = min((n for n in figures if n.startswith("ngram")), key=lambda n: float(figures[n]["tpot_mean_s"]))
+        shown = {"off": figures["off"], ngram: figures[ngram], "agent_sam": figures["agent_sam"]}
+        rows.append(
+            [
+                row["concurrency"],
+                " / ".join(f"{1000 * each['tpot_mean_s']:.1f}" for each in shown.values()),
+                _ratio(row["tpot_speedup_over_off"]),
+                _ratio(row[f"tpot_speedup_over_{ngram}"]),
+                " / ".join(f"{each['ttft_p50_s']:.2f}" for each in shown.values()),
+                " / ".join(f"{each['completion_mean_s']:.1f}" for each in shown.values()),
+            ]
+        )
+    heads = [
+        "sessions at once",
+        "ms a token: off / NGRAM / AGENT_SAM",
+        "AGENT_SAM over off, by turn",
+        "over NGRAM, by turn",
+        "TTFT p50 s",
+        "session s",
+    ]
+    text = (
+        f"Recorded sessions of `{run['trace']['name']}` with forced replies, {run['dtype']}, {run['threads']} threads, "
+        "paired: every session on each server in turn, none twice. NGRAM is in each row the better of 4 and 12 draft "
+        "tokens. Ratios are medians (quartiles) over turns; below 1 we are slower."
+    )
+    return f"## Speculation on a live server\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`{_conditions(run)}\n"
+
+
+def _ratio(figure: dict[str, float]) -> str:
+    return f"{figure['median']:.2f} ({figure['q1']:.2f} to {figure['q3']:.2f})"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
