@@ -39,6 +39,8 @@ DEFAULT_WIDTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 _SPEEDUP_FORGETTING: Final = 0.995  # per step
 _DRAFT_RATE: Final = 0.1
 _MAX_CAPITAL: Final = 8.0  # plain steps
+_MIN_CAPITAL: Final = -1.0
+_MAX_SURPRISE: Final = 2.0  # times what the model says, beyond which a time is taken for an accident
 _MAX_CREDIT: Final = 1.0
 _STALE_STEPS: Final = 512  # after which a width's time is measured again
 _PROBE_EVERY: Final = 4  # steps
@@ -167,18 +169,24 @@ class WidthController:
         index = self._index.get(width)
         if index is None:
             raise ValueError(f"a step of width {width}; this controller's are {list(self.widths)}")
+        measured_at = self._measured_at[bucket(batch_size)]
+        is_new = measured_at[index] < 0
         if self._step_time.observe(batch_size, width, context_tokens, step_seconds):
-            self._measured_at[bucket(batch_size)][index] = self._num_steps
+            measured_at[index] = self._num_steps
         self._context_len = context_tokens / batch_size
         was_drafted, self._was_drafted = self._was_drafted, False
         if tokens_out <= 0:
             return
         seconds = self._step_time.seconds(batch_size, context_tokens)
-        spent = seconds[index] + (self._draft_s * batch_size if was_drafted else 0.0)
+        spent = seconds[index]
+        if is_new and width > 1:  # the model knows such steps too little to say what they cost
+            spent = max(spent, min(step_seconds, _MAX_SURPRISE * spent))
+        if was_drafted:
+            spent += self._draft_s * batch_size
         self._tokens = _SPEEDUP_FORGETTING * self._tokens + tokens_out
         self._plain_tokens = _SPEEDUP_FORGETTING * self._plain_tokens + batch_size * spent / seconds[0]
         gain = tokens_out / batch_size - spent / seconds[0]
-        self._capital = min(self._capital + gain + self._allowance, _MAX_CAPITAL)
+        self._capital = max(_MIN_CAPITAL, min(self._capital + gain + self._allowance, _MAX_CAPITAL))
         self._credit = min(self._credit + self._allowance, _MAX_CREDIT)
         self._num_steps += 1
 

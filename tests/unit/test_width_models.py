@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,7 @@ def test_times_of_other_batches_follow_from_the_rows_they_share():
 
 def test_before_any_step_rows_are_expected_to_cost():
     seconds = StepTimeModel(WIDTHS).seconds(1, 0)
-    assert all(narrow < wide for narrow, wide in zip(seconds, seconds[1:], strict=False))
+    assert all(narrow < wide for narrow, wide in pairwise(seconds))
 
 
 def test_one_step_sets_the_scale_of_all():
