@@ -248,7 +248,25 @@ SEAMS = (
             ("eos_token_ids", "where a reply ends"),
             ("custom_logit_processor", "such a request is decoded plainly"),
             ("finished_reason", "an aborted reply is not remembered"),
-            ("_stop_match_tail_len", "how much text a stop string may span"),
+            ("tokenizer", "further ends, and the text that stop strings are looked for in"),
+            ("output_ids_through_stop", "a reply is remembered up to its end"),
+        )
+    ),
+    *(
+        _row(f"{_SRT}.sampling.sampling_params.SamplingParams.{field}", None, None, reason, "read")
+        for field, reason in (
+            ("max_new_tokens", "no draft goes beyond it"),
+            ("min_new_tokens", "until then a request is decoded plainly"),
+            ("frequency_penalty", "such a request is decoded plainly"),
+            ("presence_penalty", "as above"),
+            ("repetition_penalty", "as above"),
+            ("ignore_eos", "where a reply ends"),
+            ("stop_token_ids", "as above"),
+            ("stop_strs", "as above"),
+            ("stop_regex_strs", "as above"),
+            ("stop_str_max_len", "how many tokens a stop string may span"),
+            ("stop_regex_max_len", "as above"),
+            ("custom_params", "carries the hints: session and parent"),
         )
     ),
 )
