@@ -26,6 +26,8 @@ SMALL_MACHINE = {
 
 # Room for the longest test prompts, on a machine whose memory other processes share.
 COMMON_FLAGS = ("--max-total-tokens", "24576", "--max-running-requests", "16")
+# For servers that see a few short requests: the cache's memory is touched at start-up, which takes seconds.
+SHORT_FLAGS = ("--max-total-tokens", "2048", "--max-running-requests", "16")
 
 
 def free_port() -> int:

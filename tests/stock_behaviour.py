@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agentinfer.models import prepare
-from tests.live_server import COMMON_FLAGS, LiveServer
+from tests.live_server import LiveServer
 
 PROMPTS = (
     "The capital of France is",
@@ -33,11 +33,13 @@ class Behaviour:
 def exact_server(module: str, flags: tuple[str, ...], log_dir: Path) -> LiveServer:
     """A server with exact arithmetic, so that equal means equal: one thread and float32. Not started."""
     model = str(prepare("smollm2-135m", dtype="float32"))
+    # Room for the 20 prompts that are compared with transformers, all in one batch, and for the longest of them.
+    room = ("--max-total-tokens", "4096", "--max-running-requests", "20")
     exact = ("--model-path", model, "--served-model-name", "m", "--dtype", "float32", "--enable-metrics")
     return LiveServer(
         log=log_dir / "log",
         module=module,
-        flags=(*COMMON_FLAGS, *exact, *flags),
+        flags=(*room, *exact, *flags),
         env={"OMP_NUM_THREADS": "1"},
         model="m",
     )
@@ -47,14 +49,14 @@ def observe(live: LiveServer) -> Behaviour:
     """The behaviour of a server that has answered nothing yet: some metrics appear with the first request of a kind."""
     token_ids = []
     for prompt in PROMPTS:
-        body = {"text": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": 24}}
+        body = {"text": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": 12}}
         status, answer = live.post("/generate", body)
         assert status == 200, answer
         token_ids.append(answer["output_ids"])
     history = [{"role": "user", "content": "Name a colour."}]
     chat = []
     for _ in range(2):
-        reply = live.chat(history, max_tokens=16)["choices"][0]["message"]["content"]
+        reply = live.chat(history, max_tokens=8)["choices"][0]["message"]["content"]
         chat.append(reply)
         history += [{"role": "assistant", "content": reply}, {"role": "user", "content": "And another one."}]
     models = live.get("/v1/models")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live_server import COMMON_FLAGS, LiveServer
+from tests.live_server import COMMON_FLAGS, SHORT_FLAGS, LiveServer
 from tests.stock_behaviour import Behaviour, exact_server, observe
 
 PROBES = Path(__file__).parent / "probes"
@@ -61,7 +61,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
 
         def start(*flags: str, **options: object) -> LiveServer:
             live = LiveServer(
-                log=tmp_path / f"server-{len(list(tmp_path.iterdir()))}.log", flags=(*COMMON_FLAGS, *flags), **options
+                log=tmp_path / f"server-{len(list(tmp_path.iterdir()))}.log", flags=(*SHORT_FLAGS, *flags), **options
             )
             stack.callback(live.stop)
             return live.start()

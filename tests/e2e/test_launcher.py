@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.live_server import COMMON_FLAGS, SMALL_MACHINE, LiveServer, free_port
+from tests.live_server import SHORT_FLAGS, SMALL_MACHINE, LiveServer, free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +30,7 @@ sys.exit(launch.serve(sys.argv[1:]))
 def run(*command: str) -> tuple[int, list[str]]:
     """Exit status and lines of a launcher that is expected to end by itself."""
     done = subprocess.run(
-        [sys.executable, *command, *COMMON_FLAGS, "--port", str(free_port())],
+        [sys.executable, *command, *SHORT_FLAGS, "--port", str(free_port())],
         env={**os.environ, **SMALL_MACHINE},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
