@@ -37,7 +37,8 @@ class ChatEncoder:
     def __init__(self, model: Path) -> None:
         from transformers import PreTrainedTokenizerFast
 
-        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        # Nothing is run here, so a message longer than the model's window is no reason to warn.
+        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model, model_max_length=2**31)
         self._special: dict[str, int] = {
             token.content: number
             for number, token in self._tokenizer.added_tokens_decoder.items()
