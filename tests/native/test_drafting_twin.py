@@ -114,12 +114,12 @@ class DraftingMachine(RuleBasedStateMachine):
 
 
 DraftingMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 test_drafting_machine = DraftingMachine.TestCase
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1), alphabet=st.sampled_from([2, 5, 60]), max_children=st.sampled_from([0, 1, 3]))
 def test_twin_learns_the_same_over_a_long_stream(seed: int, alphabet: int, max_children: int) -> None:
     """600 steps on text that repeats with errors: rates reach their limit and are halved, weights move both ways. 60
