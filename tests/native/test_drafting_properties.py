@@ -116,6 +116,14 @@ def test_a_match_with_very_many_continuations_says_nothing(core: Any, degree: in
     assert (drafted.width > 1) is is_asked
 
 
+def test_six_matches_of_a_source_are_asked(core: Any) -> None:
+    """Eight suffixes of the stream recur, each with one continuation more than the next longer one."""
+    said = [1, 2, 3, 4, 5, 6, 7, 8]
+    stream = stream_over(core, [[[200 + length, *said[-length:], 100 + length] for length in range(1, 9)]])
+    [drafted] = draft(core, [stream], [said], worth=1e-9, max_nodes=64)
+    assert {drafted.tokens[child] for child in drafted.children(0)} == {103, 104, 105, 106, 107, 108}
+
+
 @pytest.mark.parametrize(("length", "is_matched"), [(64, True), (65, False)])
 def test_a_source_that_comes_later_is_matched_from_the_last_64_tokens(core: Any, length: int, is_matched: bool) -> None:
     """7 followed once, after all that was said; 8 nine times, after all of it but the first token."""

@@ -26,7 +26,7 @@ limits = st.fixed_dictionaries(
     {
         "max_nodes": st.sampled_from([0, 1, 4, 16]),
         "max_children": st.sampled_from([0, 1, 2]),
-        "worth": st.sampled_from([0.001, 0.06, 0.5, 1.0]),
+        "worth": st.sampled_from([1e-5, 0.06, 0.5, 1.0]),
     }
 )
 
@@ -194,3 +194,20 @@ def test_what_one_learned_the_other_restores() -> None:
     for model in models:
         model.restore(learned)
         assert model.learned().tobytes() == learned.tobytes()
+
+
+def test_rates_at_their_limits_are_halved_alike() -> None:
+    """Restored a little below 2000 trials, so that the next tokens bring each kind of rate over its limit."""
+    both = Both(num_streams=1, num_sources=1, max_match=8)
+    learned = both.sides[0].model.learned()
+    rates = learned[44 : len(learned) - 2 * 2**16].reshape(-1, 2)
+    rates[:] = (1200.0, 1999.75)
+    for side in both.sides:
+        side.model.restore(learned)
+    for _ in range(20):
+        both.draft([[1, 2, 1, 2, 0]])
+    both.check()
+    after = both.sides[1].model.learned()[44 : len(learned) - 2 * 2**16].reshape(-1, 2)
+    num_calibration = 25
+    assert after[:-num_calibration, 1].min() < 1100
+    assert after[-num_calibration:, 1].min() < 1100
