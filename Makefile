@@ -13,7 +13,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 ENGINE ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 MODEL  := smollm2-135m
 
-CORE_SOURCES := CMakeLists.txt pyproject.toml $(shell find agentinfer -name CMakeLists.txt -o -path '*/csrc/*' -type f)
+# A new package is found only by installing again, so their __init__ files count as sources.
+CORE_SOURCES := CMakeLists.txt pyproject.toml $(shell find agentinfer kernels -name CMakeLists.txt -o -name __init__.py -o -path '*/csrc/*' -type f)
 
 .PHONY: serve test check setup clean
 .DELETE_ON_ERROR:
