@@ -60,11 +60,11 @@ def test_a_prompt_that_is_shorter_than_the_text_is_an_edit() -> None:
 
 @pytest.mark.parametrize("num_chunks", [0, 1, 2, 3])
 def test_indexing_cut_short_goes_on_where_it_stopped(num_chunks: int) -> None:
-    """Chunks hold 4096 tokens; the first only finds out what is shared."""
+    """Chunks hold 1024 tokens; the first only finds out what is shared."""
     prompt = [number % 1000 for number in range(10_000)]
     text = SessionText(64)
     follow(text, prompt, num_chunks)
-    assert text.length == max(0, num_chunks - 1) * 4096
+    assert text.length == max(0, num_chunks - 1) * 1024
     follow(text, [*prompt, 1, 2])
     assert text.automaton.tokens.tolist() == [*prompt, 1, 2]
     text.automaton.check_integrity()

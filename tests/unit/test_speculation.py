@@ -183,7 +183,7 @@ def test_an_edited_history_starts_a_document_a_little_before_the_edit(worker: Wo
 def test_after_an_abort_the_session_goes_on_from_what_was_indexed(
     worker: Worker, builder: InlineBuilder, num_chunks: int | None
 ) -> None:
-    """Aborted before, amid (chunks hold 4096 tokens) and after its indexing; the next turn's text is whole."""
+    """Aborted before, amid (chunks hold 1024 tokens) and after its indexing; the next turn's text is whole."""
     first, second = text(1, 10_000), text(2, 300)
     worker.open("r0", first, text(3, 9), session="s")
     builder.run(num_chunks)
@@ -319,7 +319,7 @@ def test_a_huge_prompt_is_indexed_in_chunks_and_drafting_never_waits_for_them(
         if worker.speculation._requests["r"].indexed is None:
             assert worker.draft("r").num_nodes.tolist() == [1]
     assert calls == []  # so no automaton was asked while it was written
-    assert num_chunks >= 200_000 // 4096 + 2
+    assert num_chunks >= 200_000 // 1024 + 2
     worker.draft("r")
     assert calls == [1]
 
