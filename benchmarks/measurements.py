@@ -39,6 +39,8 @@ def page(results: Path = RESULTS) -> str:
         _automaton(results),
         _drafting(results),
         _spec_live(results),
+        _store(results),
+        _kernels(results),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -180,6 +182,56 @@ def _spec_live(results: Path) -> str:
         "tokens. Ratios are medians (quartiles) over turns; below 1 we are slower."
     )
     return f"## Speculation on a live server\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`{_conditions(run)}\n"
+
+
+def _store(results: Path) -> str:
+    path = results / "store.json"
+    if not path.exists():
+        return ""
+    run = _read(path)
+    shown = ("retrieved", "random", "most_recent", "everything")
+    rows = [
+        [
+            row["trace"],
+            f"{row['contexts']:,}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['bytes_if_whole_prompts_were_kept'] / 1e6:.0f}",
+            *(f"{row['share_of_new_grams_found'][each]:.3f}" for each in shown),
+        ]
+        for row in run["worth"]
+    ]
+    heads = ["trace", "contexts", "MB", "MB with whole prompts", *(each.replace("_", " ") for each in shown)]
+    cost = run["cost"]
+    text = (
+        f"What {run['k']} contexts of other tasks hold of a response that its own session does not: the share of its new "
+        f'{run["n_gram"]}-grams, by how they are chosen, with equally many tokens. "Everything" is the whole store. '
+        f"Among {cost['contexts']:,} contexts one retrieval takes {cost['retrieve_cpu_ms']['p50']:.1f} ms of processor "
+        f"time (p99 {cost['retrieve_cpu_ms']['p99']:.1f})."
+    )
+    return f"## Context store\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
+
+
+def _kernels(results: Path) -> str:
+    path = results / "kernels_cpu.json"
+    if not path.exists():
+        return ""
+    run = _read(path)
+    rows = []
+    for row in run["rows"]:
+        peers = {name: ratio for name, ratio in row["times_ours"].items() if name != "reference"}
+        axes = ", ".join(f"{name} {size:,}" for name, size in row["axes"].items())
+        for peer, ratio in peers.items():
+            rows.append(
+                [row["op"], row["case"], axes, f"{row['microseconds']['ours']['median']:,.0f}", peer, _ratio(ratio)]
+            )
+    heads = ["op", "case", "shape", "ours us", "beside", "its time over ours"]
+    text = (
+        f"Verification on the CPU path, {run['threads']} thread, paired; above 1 we are faster. The stand-in is our own "
+        "torch version of an op that SGLang has for GPUs only; it is given the tree's mask, which ours makes."
+    )
+    return (
+        f"## Kernels\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}` (load average {run['load_average']:.1f})\n"
+    )
 
 
 def _ratio(figure: dict[str, float]) -> str:
