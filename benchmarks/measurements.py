@@ -203,8 +203,8 @@ def _store(results: Path) -> str:
     heads = ["trace", "contexts", "MB", "MB with whole prompts", *(each.replace("_", " ") for each in shown)]
     cost = run["cost"]
     text = (
-        f"What {run['k']} contexts of other tasks hold of a response that its own session does not: the share of its new "
-        f'{run["n_gram"]}-grams, by how they are chosen, with equally many tokens. "Everything" is the whole store. '
+        f"What {run['k']} contexts of other tasks hold of a response that its own session does not: the share of "
+        f'its new {run["n_gram"]}-grams, by how they are chosen, with equally many tokens. "Everything" is the whole store. '
         f"Among {cost['contexts']:,} contexts one retrieval takes {cost['retrieve_cpu_ms']['p50']:.1f} ms of processor "
         f"time (p99 {cost['retrieve_cpu_ms']['p99']:.1f})."
     )
@@ -226,8 +226,8 @@ def _kernels(results: Path) -> str:
             )
     heads = ["op", "case", "shape", "ours us", "beside", "its time over ours"]
     text = (
-        f"Verification on the CPU path, {run['threads']} thread, paired; above 1 we are faster. The stand-in is our own "
-        "torch version of an op that SGLang has for GPUs only; it is given the tree's mask, which ours makes."
+        f"Verification on the CPU path, {run['threads']} thread, paired; above 1 we are faster. The stand-in is our "
+        "own torch version of an op that SGLang has for GPUs only; it is given the tree's mask, which ours makes."
     )
     return (
         f"## Kernels\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}` (load average {run['load_average']:.1f})\n"
