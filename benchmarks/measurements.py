@@ -204,7 +204,7 @@ def _store(results: Path) -> str:
     cost = run["cost"]
     text = (
         f"What {run['k']} contexts of other tasks hold of a response that its own session does not: the share of "
-        f'its new {run["n_gram"]}-grams, by how they are chosen, with equally many tokens. "Everything" is the whole store. '
+        f'its new {run["n_gram"]}-grams, by how they are chosen, with equally many tokens. "Everything" is all. '
         f"Among {cost['contexts']:,} contexts one retrieval takes {cost['retrieve_cpu_ms']['p50']:.1f} ms of processor "
         f"time (p99 {cost['retrieve_cpu_ms']['p99']:.1f})."
     )
