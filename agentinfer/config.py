@@ -97,7 +97,9 @@ class SpeculationConfig(Feature):
         None, "keep finished turns in this folder across restarts; one server writes it, others read", metavar="DIR"
     )
     spec_store_mb: int = option(512, "MiB of the store on disk; the least useful turns go first", low=1, high=2**20)
-    spec_memory_mb: int = option(256, "MiB a namespace for what its finished turns said", low=1, high=2**20)
+    spec_memory_mb: int = option(
+        256, "MiB for what finished turns said; the namespaces not asked for the longest go first", low=1, high=2**20
+    )
     spec_session_mb: int = option(1024, "MiB for live sessions' own text; the longest idle go first", low=1, high=2**20)
 
 

@@ -60,9 +60,14 @@ class Contexts:
         self._has_failed = False
 
     def memory(self, namespace: str) -> NamespaceMemory:
-        memory = self._memories.get(namespace)
+        """The namespace's memory; all together hold `memory_bytes`, and those not asked for the longest go first."""
+        memory = self._memories.pop(namespace, None)
+        is_new = memory is None
         if memory is None:
-            memory = self._memories[namespace] = NamespaceMemory(self._memory_bytes, self._max_match)
+            memory = NamespaceMemory(self._memory_bytes, self._max_match)
+        self._memories[namespace] = memory  # the latest last
+        if is_new:
+            self._forget_idle(namespace)
             if self._store is not None:
                 self._builder.submit(memory, self._load(namespace, memory))
         return memory
@@ -70,7 +75,7 @@ class Contexts:
     def retrieve(self, namespace: str, session: str | None, prompt: Tokens) -> tuple[Generation, float] | None:
         """Stored contexts said in situations like this one that the memory does not hold, and how similar the best is.
         None where there are none."""
-        memory = self._memories[namespace]
+        memory = self.memory(namespace)
         if self._store is None or not memory.is_partial:
             return None
         found: Sequence[Retrieved] = self._guarded(
@@ -117,6 +122,13 @@ class Contexts:
 
     def memory_bytes(self) -> int:
         return sum(memory.memory_bytes() for memory in list(self._memories.values()))  # others are added meanwhile
+
+    def _forget_idle(self, kept: str) -> None:
+        left_bytes = self.memory_bytes()
+        for namespace in [each for each in self._memories if each != kept]:
+            if left_bytes <= self._memory_bytes:
+                break
+            left_bytes -= self._memories.pop(namespace).memory_bytes()
 
     def _load(self, namespace: str, memory: NamespaceMemory) -> Iterator[Chunk]:
         """The most useful stored contexts, the latest of them last, up to a share of the memory's bytes."""

@@ -45,7 +45,7 @@ class SpeculationSettings:
     mean_drafted: float | None = None
     max_match: int = 64
     session_bytes: int = 2**30
-    memory_bytes: int = 2**28  # a namespace
+    memory_bytes: int = 2**28  # of all namespaces' finished turns
 
 
 class DraftBatch(NamedTuple):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from agentinfer.spec_sam.background import BackgroundBuilder
+from agentinfer.spec_sam.contexts import Contexts, Turn
 from agentinfer.spec_sam.memory import Generation, NamespaceMemory
 from tests.drafting_builders import int32s
 
@@ -70,3 +72,18 @@ def test_each_position_belongs_to_its_context() -> None:
     assert found == [None] * 3 + [7] * 3 + [8] * 3
     assert [memory.holds(context) for context in (7, 8, 9, 10)] == [True, True, True, False]
     assert Generation(4).context_at(0) is None
+
+
+def test_namespaces_share_one_bound_and_the_idle_ones_go() -> None:
+    builder = BackgroundBuilder()
+    contexts = Contexts(builder, memory_bytes=200_000, max_match=64)
+    rng = np.random.default_rng(3)
+    for tenant in range(30):
+        turn = rng.integers(0, 5000, 1000, dtype=np.int32)
+        builder.submit("turns", contexts.remember(Turn(f"tenant {tenant}", "s", 0, turn[:500], turn[500:], 0)))
+        builder.submit("turns", [lambda: contexts.memory("in use")])
+        assert builder.drain(30)
+        assert contexts.memory_bytes() < 200_000 + 60_000  # the bound, and the turn that came after the look
+    assert contexts.memory("in use") is contexts.memory("in use")
+    assert contexts.memory("tenant 29").memory_bytes() > contexts.memory("tenant 0").memory_bytes()
+    builder.stop()
