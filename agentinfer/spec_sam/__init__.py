@@ -18,7 +18,8 @@ from agentinfer.spec_sam.backend import (
     extend_batch,
     match_batch,
 )
-from agentinfer.spec_sam.speculation import DraftBatch, Speculation, SpeculationSettings
+from agentinfer.spec_sam.drafts import DraftBatch, SpeculationSettings
+from agentinfer.spec_sam.speculation import Speculation
 
 __all__ = [
     "BACKEND",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from agentinfer.errors import SpeculationError
 from agentinfer.spec_sam.backend import DraftModel, DraftStream, draft_batch
 from agentinfer.spec_sam.background import BackgroundBuilder, Chunk, Job
 from agentinfer.spec_sam.contexts import Contexts, Turn
+from agentinfer.spec_sam.drafts import DraftBatch, SpeculationSettings
 from agentinfer.spec_sam.learned import load_learned, save_learned
 from agentinfer.spec_sam.memory import Generation
 from agentinfer.spec_sam.store import ContextStore
@@ -32,37 +33,6 @@ _MEMORY: Final = 2
 _RETRIEVED: Final = 3
 _MAX_WORTH: Final = 0.5
 _SAVE_EVERY: Final = 64  # finished turns
-
-
-@dataclass(frozen=True, slots=True)
-class SpeculationSettings:
-    """`stop_tokens` end a reply. A node less likely than `min_path_probability` to be accepted is not drafted; with
-    `mean_drafted` that bound rises until drafts hold so many tokens on average, the root not counted."""
-
-    stop_tokens: tuple[int, ...] = ()
-    chain: bool = False
-    min_path_probability: float = 0.03
-    mean_drafted: float | None = None
-    max_match: int = 64
-    session_bytes: int = 2**30
-    memory_bytes: int = 2**28  # of all namespaces' finished turns
-
-
-class DraftBatch(NamedTuple):
-    """A tree a row, best node first, so that cutting a row anywhere leaves the best tree of that size.
-
-    tokens            int32 [n, max_width]; node 0 is the last verified token
-    parents           int32 [n, max_width]; an earlier node, -1 for the root and for padding
-    path_probability  float32 [n, max_width]; that the node and all before it on its path are accepted; 0 for padding
-    num_nodes         int32 [n], at least 1
-
-    The arrays are written again by the next call for as many requests.
-    """
-
-    tokens: npt.NDArray[np.int32]
-    parents: npt.NDArray[np.int32]
-    path_probability: npt.NDArray[np.float32]
-    num_nodes: npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
