@@ -217,7 +217,7 @@ def main() -> None:
         "format": "agentinfer.benchmark.spec_live",
         "version": 1,
         "command": " ".join(["python -m benchmarks.spec_live", *sys.argv[1:]]),
-        "trace": {"name": trace.name, "sha256": trace.sha256},
+        "trace": {"name": Path(trace.name).name, "sha256": trace.sha256},
         "model": MODEL,
         "dtype": arguments.dtype,
         "threads": arguments.threads,
