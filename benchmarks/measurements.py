@@ -176,14 +176,13 @@ def _spec_live(results: Path) -> str:
         "TTFT p50 s",
         "session s",
     ]
-    widths = sorted({int(name.partition("_")[2]) for row in run["rows"] for name in row["variants"] if "ngram" in name})
-    best = (
-        f"run with {widths[0]} draft tokens" if len(widths) == 1 else f"in each row the best of {widths} draft tokens"
-    )
+    ngram = [name for row in run["rows"] for name in row["variants"] if name.startswith("ngram")]
+    widths = sorted({int(name.partition("_")[2]) for name in ngram})
+    best = f"run with {widths[0]} draft tokens" if len(widths) == 1 else f"in each row the best of {widths} tokens"
     text = (
         f"Recorded sessions of `{run['trace']['name']}` with forced replies, {run['dtype']}, threads a server: "
-        f"{run['threads']}; paired: every session on each server in turn, none twice. NGRAM is {best}. Ratios are medians "
-        "(quartiles) over turns; below 1 we are slower."
+        f"{run['threads']}; paired: every session on each server in turn, none twice. NGRAM is {best}. Ratios are "
+        "medians (quartiles) over turns; below 1 we are slower."
     )
     return f"## Speculation on a live server\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`{_conditions(run)}\n"
 
