@@ -39,6 +39,7 @@ def page(results: Path = RESULTS) -> str:
         _automaton(results),
         _drafting(results),
         _spec_live(results),
+        _unrepeated(results),
         _store(results),
         _kernels(results),
     ]
@@ -185,6 +186,25 @@ def _spec_live(results: Path) -> str:
         "medians (quartiles) over turns; below 1 we are slower."
     )
     return f"## Speculation on a live server\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`{_conditions(run)}\n"
+
+
+def _unrepeated(results: Path) -> str:
+    path = results / "spec_live_unrepeated.json"
+    if not path.exists():
+        return ""
+    run = _read(path)
+    rows = [
+        [
+            row["concurrency"],
+            " / ".join(f"{1000 * row['variants'][name]['tpot_mean_s']:.1f}" for name in ("off", "agent_sam")),
+            _ratio(row["tpot_speedup_over_off"]),
+        ]
+        for row in run["rows"]
+    ]
+    heads = ["sessions at once", "ms a token: off / AGENT_SAM", "AGENT_SAM over off, by turn"]
+    text = "Sessions of random words (`benchmarks.unrepeated`), where no draft can help: what speculation costs there."
+    made = f"`{run['command']}`{_conditions(run)}"
+    return f"## Speculation where nothing repeats\n\n{text}\n\n{_table(heads, rows)}\n{made}\n"
 
 
 def _store(results: Path) -> str:
