@@ -90,9 +90,8 @@ class Speculation:
             raise SpeculationError(f"request {request_id!r} has no prompt; a stream needs a token to start from")
         key = _key(namespace, session)
         text = self._texts.borrow(key, request_id)
-        request = _Request(
-            namespace, session, np.array(prompt, np.int32), text
-        )  # its own: it is read in the background
+        own_prompt = np.array(prompt, np.int32)  # read in the background, when the caller's may have changed
+        request = _Request(namespace, session, own_prompt, text)
         related = self._texts.peek((namespace, parent)) if parent is not None else None
         if related is None and key is not None:
             related = self._texts.peek(key)  # where another request of the session has its text

@@ -161,39 +161,14 @@ void run_programme(const std::uint8_t* data, std::size_t size) {
   for (const auto& text : texts) text->automaton.check_integrity();
 }
 
-void check_programme(const std::uint8_t* data, std::size_t size) {
-  try {
-    run_programme(data, size);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\nbytes:", error.what());
-    for (std::size_t i = 0; i < size; ++i) std::fprintf(stderr, " %d", data[i]);
-    std::fprintf(stderr, "\n");
-    std::abort();
-  }
+#ifndef AGENTINFER_LIBFUZZER
+std::vector<std::uint8_t> random_programme(std::mt19937& random) {
+  std::vector<std::uint8_t> bytes(2 + random() % 158);
+  for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
+  return bytes;
 }
+#endif
 
 }  // namespace
 
-#ifdef AGENTINFER_LIBFUZZER
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  check_programme(data, size);
-  return 0;
-}
-
-#else
-
-int main(int argc, char** argv) {
-  if (argc != 3) return std::fprintf(stderr, "usage: draft_fuzz SEED RUNS\n"), 2;
-  std::mt19937 random(static_cast<std::uint32_t>(std::strtoul(argv[1], nullptr, 10)));
-  const long runs = std::strtol(argv[2], nullptr, 10);
-  for (long run = 0; run < runs; ++run) {
-    std::vector<std::uint8_t> bytes(2 + random() % 158);
-    for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
-    check_programme(bytes.data(), bytes.size());
-  }
-  std::printf("%ld programmes agree\n", runs);
-  return 0;
-}
-
-#endif
+#include "fuzz_main.h"

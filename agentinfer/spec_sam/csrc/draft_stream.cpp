@@ -59,10 +59,6 @@ void DraftStream::accept(const std::int32_t* tokens, std::size_t count) {
 }
 
 const std::vector<DraftNode>& DraftStream::draft(const DraftLimits& limits) {
-  const auto is_worse = [](const Waiting& left, const Waiting& right) {
-    if (left.path_probability != right.path_probability) return left.path_probability < right.path_probability;
-    return left.parent != right.parent ? left.parent > right.parent : left.token > right.token;  // a total order
-  };
   nodes_.clear();
   expansions_.clear();
   matches_.clear();
@@ -77,7 +73,7 @@ const std::vector<DraftNode>& DraftStream::draft(const DraftLimits& limits) {
   while (static_cast<std::int32_t>(nodes_.size()) <= limits.max_nodes) {
     if (newest == 0 || !model_.stops(nodes_[newest].token)) expand(newest, limits);
     if (waiting_.empty()) break;
-    std::pop_heap(waiting_.begin(), waiting_.end(), is_worse);
+    std::pop_heap(waiting_.begin(), waiting_.end());
     const Waiting next = waiting_.back();
     waiting_.pop_back();
     nodes_.push_back(DraftNode{next.token, next.parent, next.path_probability});
@@ -96,10 +92,6 @@ const std::vector<DraftNode>& DraftStream::draft(const DraftLimits& limits) {
 
 // Weighs the node's possible next tokens and puts those that may be worth it among the waiting.
 void DraftStream::expand(std::int32_t node, const DraftLimits& limits) {
-  const auto is_worse = [](const Waiting& left, const Waiting& right) {
-    if (left.path_probability != right.path_probability) return left.path_probability < right.path_probability;
-    return left.parent != right.parent ? left.parent > right.parent : left.token > right.token;
-  };
   Expansion& expansion = expansions_[node];
   const double path_probability = nodes_[node].path_probability;
   expansion.first_candidate = static_cast<std::int32_t>(candidates_.size());
@@ -131,7 +123,7 @@ void DraftStream::expand(std::int32_t node, const DraftLimits& limits) {
     const double probability = path_probability * model_.calibrated(estimate);
     if (probability < limits.min_path_probability) continue;
     waiting_.push_back(Waiting{probability, estimate, node, candidate->token, features});
-    std::push_heap(waiting_.begin(), waiting_.end(), is_worse);
+    std::push_heap(waiting_.begin(), waiting_.end());
   }
 }
 

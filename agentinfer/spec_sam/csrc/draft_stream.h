@@ -91,6 +91,11 @@ class DraftStream {
     std::int32_t parent;
     std::int32_t token;
     Correction::Features features;
+
+    bool operator<(const Waiting& other) const {  // worth less; a total order
+      if (path_probability != other.path_probability) return path_probability < other.path_probability;
+      return parent != other.parent ? parent > other.parent : token > other.token;
+    }
   };
 
   void expand(std::int32_t node, const DraftLimits& limits);
