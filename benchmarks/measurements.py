@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ def page(results: Path = RESULTS) -> str:
     sections = [
         _HEAD,
         _replays(results),
-        _cpu_attention(results),
-        _automaton(results),
+        _section(results / "cpu_attention.json", _cpu_attention),
+        _section(results / "automaton.json", _automaton),
         _drafting(results),
-        _spec_live(results),
-        _unrepeated(results),
-        _store(results),
-        _kernels(results),
+        _section(results / "spec_live.json", _spec_live),
+        _section(results / "spec_live_unrepeated.json", _unrepeated),
+        _section(results / "store.json", _store),
+        _section(results / "kernels_cpu.json", _kernels),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -90,11 +90,7 @@ def _conditions(provenance: dict[str, Any]) -> str:
     return f" ({provenance['conditions']})" if provenance.get("conditions") else ""
 
 
-def _cpu_attention(results: Path) -> str:
-    path = results / "cpu_attention.json"
-    if not path.exists():
-        return ""
-    run = _read(path)
+def _cpu_attention(run: Any) -> str:
     rows = [_attention_row(case) for case in run["results"]]
     heads = ["case", "dtype", "ours ms", "`torch_native` ms", "speed-up, median (quartiles)"]
     text = (
@@ -112,11 +108,7 @@ def _attention_row(case: dict[str, Any]) -> list[str]:
     return [case["case"]["name"], case["dtype"], medians["ours"], medians.get("stock", "–"), ratio]
 
 
-def _automaton(results: Path) -> str:
-    path = results / "automaton.json"
-    if not path.exists():
-        return ""
-    run = _read(path)
+def _automaton(run: Any) -> str:
     rows = [
         [
             row["trace"],
@@ -149,11 +141,7 @@ def _drafting(results: Path) -> str:
     return f"{_DRAFTING}\n{_table(heads, rows)}\n" + "\n".join(drafting.commands(results)) + "\n"
 
 
-def _spec_live(results: Path) -> str:
-    path = results / "spec_live.json"
-    if not path.exists():
-        return ""
-    run = _read(path)
+def _spec_live(run: Any) -> str:
     rows = []
     for row in run["rows"]:
         figures = row["variants"]
@@ -188,11 +176,7 @@ def _spec_live(results: Path) -> str:
     return f"## Speculation on a live server\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`{_conditions(run)}\n"
 
 
-def _unrepeated(results: Path) -> str:
-    path = results / "spec_live_unrepeated.json"
-    if not path.exists():
-        return ""
-    run = _read(path)
+def _unrepeated(run: Any) -> str:
     rows = [
         [
             row["concurrency"],
@@ -207,11 +191,7 @@ def _unrepeated(results: Path) -> str:
     return f"## Speculation where nothing repeats\n\n{text}\n\n{_table(heads, rows)}\n{made}\n"
 
 
-def _store(results: Path) -> str:
-    path = results / "store.json"
-    if not path.exists():
-        return ""
-    run = _read(path)
+def _store(run: Any) -> str:
     shown = ("retrieved", "random", "most_recent", "everything")
     rows = [
         [
@@ -234,11 +214,7 @@ def _store(results: Path) -> str:
     return f"## Context store\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
 
 
-def _kernels(results: Path) -> str:
-    path = results / "kernels_cpu.json"
-    if not path.exists():
-        return ""
-    run = _read(path)
+def _kernels(run: Any) -> str:
     rows = []
     for row in run["rows"]:
         peers = {name: ratio for name, ratio in row["times_ours"].items() if name != "reference"}
@@ -255,6 +231,11 @@ def _kernels(results: Path) -> str:
     return (
         f"## Kernels\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}` (load average {run['load_average']:.1f})\n"
     )
+
+
+def _section(path: Path, made_from: Callable[[Any], str]) -> str:
+    """Nothing where there is no such file."""
+    return made_from(_read(path)) if path.exists() else ""
 
 
 def _ratio(figure: dict[str, float]) -> str:

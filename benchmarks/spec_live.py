@@ -12,10 +12,8 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import signal
 import socket
@@ -34,6 +32,7 @@ from agentinfer.replay.run import RunOptions, replay
 from agentinfer.replay.session import Session
 from agentinfer.replay.traces import Trace, read_trace
 from agentinfer.replay.truncate import Limits
+from benchmarks.cpu_engine import machine
 
 MODEL = "smollm2-135m"
 
@@ -171,19 +170,6 @@ def _by_turn(results: Sequence[dict[str, Any]], figure: str) -> dict[tuple[str, 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     low, median, high = statistics.quantiles(values, n=4)
     return {"median": median, "q1": low, "q3": high}
-
-
-def machine() -> dict[str, Any]:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in ("torch", "sglang", "agentinfer")},
-    }
 
 
 def main() -> None:
