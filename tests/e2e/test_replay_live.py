@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from agentinfer.replay.driver import LoopOptions
 from agentinfer.replay.render import reply_text
 from agentinfer.replay.truncate import Limits
 from tests.live_server import LiveServer
+from tests.recorded_turns import wait_for_turns
 from tests.replay_fakes import a_session
 
 pytestmark = pytest.mark.e2e
@@ -57,23 +57,13 @@ def test_the_server_tells_queue_times_for_the_timeline(server: LiveServer) -> No
 def test_the_servers_record_is_replayed_in_turn(server: LiveServer, record_file: Path) -> None:
     original = a_session("recorded", 3, gap_s=0.05)
     (sent,) = play(server, [original]).sessions
-    recorded = wait_for_turns(record_file, sent.wire_id, len(original.turns))
+    wait_for_turns(record_file, sent.wire_id, len(original.turns))
+    [recorded] = [session for session in read_trace(str(record_file)).sessions if session.id == sent.wire_id]
     # The requests carried no tools, so the server had no reason to take the calls out of the text.
     assert [reply_text(t.reply) for t in recorded.turns] == [reply_text(t.reply) for t in original.turns]
     assert [t.prompt[-1]["role"] for t in recorded.turns] == ["user", "tool", "tool"]
     again = play(server, [recorded]).result
     assert (again["sessions_complete"], again["forced_mismatches"]) == (1, 0)
-
-
-def wait_for_turns(record_file: Path, session_id: str, num_turns: int, timeout_s: float = 10.0) -> Session:
-    """The session as recorded; a turn is written down only after its answer is out."""
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        found = {s.id: s for s in read_trace(str(record_file)).sessions}.get(session_id)
-        if found is not None and len(found.turns) >= num_turns:
-            return found
-        assert time.monotonic() < deadline_s, f"{found and len(found.turns)} of {num_turns} turns in {record_file}"
-        time.sleep(0.2)
 
 
 @pytest.mark.skipif("AGENTINFER_TRACES" not in os.environ, reason="AGENTINFER_TRACES names no folder of traces")

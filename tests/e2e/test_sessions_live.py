@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from agentinfer.record import read_record
 from tests.live_server import LiveServer
+from tests.recorded_turns import wait_for_turns
 
 pytestmark = pytest.mark.e2e
 
@@ -157,7 +157,7 @@ def test_the_record_holds_every_turn_with_its_counts(server: LiveServer, record_
     reply = first["choices"][0]["message"]["content"]
     follow_up = [user, {"role": "assistant", "content": reply}, {"role": "user", "content": "Again."}]
     second = server.chat(follow_up, max_tokens=5, agentinfer={"session": name})
-    turns = read_record(record_file).sessions[name]
+    turns = wait_for_turns(record_file, name, 2)
     assert [list(turn.messages) for turn in turns] == [[user], follow_up]
     assert turns[0].reply is not None
     assert turns[0].reply["content"] == reply

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +13,7 @@ import pytest
 
 import agentinfer.spec_sam
 from agentinfer.spec_sam import reference
+from tests.native.drivers import run_libfuzzer, run_programmes
 
 SOURCES = Path(reference.__file__).parent
 DRIVER = Path(__file__).parent / "automaton_fuzz.cpp"
@@ -207,33 +206,9 @@ def test_readers_and_a_writer_share_one_automaton(native: Any) -> None:
     automaton.check_integrity()
 
 
-def build_driver(folder: Path, *flags: str, compiler: str | None = None, driver: Path = DRIVER) -> Path:
-    compiler = compiler or os.environ.get("CXX") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (c++, or CXX)")
-    program = folder / driver.stem
-    core = sorted(path for path in (SOURCES / "csrc").glob("*.cpp") if not path.name.startswith("bindings"))
-    command = [compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DAGENTINFER_CHECKED", *flags]
-    command += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", f"-I{SOURCES / 'csrc'}", "-o", str(program)]
-    done = subprocess.run([*command, str(driver), *map(str, core)], capture_output=True, text=True, check=False)
-    if "cannot find" in done.stderr and "san" in done.stderr:
-        pytest.skip(f"{compiler} has no sanitiser runtime here")
-    assert done.returncode == 0, done.stderr
-    return program
-
-
 def test_random_programmes_under_address_and_undefined_sanitisers(tmp_path: Path) -> None:
-    program = build_driver(tmp_path, "-fsanitize=address,undefined")
-    done = subprocess.run([str(program), "20261123", "1500"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "1500 programmes agree\n"
+    run_programmes(DRIVER, tmp_path, runs=1500)
 
 
 def test_libfuzzer_finds_nothing(tmp_path: Path) -> None:
-    clang = shutil.which("clang++")
-    if clang is None:
-        pytest.skip("no clang++, so no libFuzzer; the same driver ran over random bytes under the sanitisers")
-    program = build_driver(tmp_path, "-fsanitize=fuzzer,address,undefined", "-DAGENTINFER_LIBFUZZER", compiler=clang)
-    command = [str(program), "-seed=20261123", "-runs=3000", "-max_len=120"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_libfuzzer(DRIVER, tmp_path, runs=3000)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.drafting_builders import MEMORY, draft, drafting, int32s
-from tests.native.test_automaton_native import BAD_OFFSETS, BAD_TOKENS, build_driver
+from tests.native.drivers import run_libfuzzer, run_programmes
+from tests.native.test_automaton_native import BAD_OFFSETS, BAD_TOKENS
 
 DRIVER = Path(__file__).parent / "draft_fuzz.cpp"
 
@@ -238,18 +236,8 @@ def test_threads_draft_over_shared_sources_while_these_grow() -> None:
 
 
 def test_random_programmes_under_address_and_undefined_sanitisers(tmp_path: Path) -> None:
-    program = build_driver(tmp_path, "-fsanitize=address,undefined", driver=DRIVER)
-    done = subprocess.run([str(program), "20261123", "400"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "400 programmes agree\n"
+    run_programmes(DRIVER, tmp_path, runs=400)
 
 
 def test_libfuzzer_finds_nothing(tmp_path: Path) -> None:
-    clang = shutil.which("clang++")
-    if clang is None:
-        pytest.skip("no clang++, so no libFuzzer; the same driver ran over random bytes under the sanitisers")
-    flags = ("-fsanitize=fuzzer,address,undefined", "-DAGENTINFER_LIBFUZZER")
-    program = build_driver(tmp_path, *flags, compiler=clang, driver=DRIVER)
-    command = [os.fspath(program), "-seed=20261123", "-runs=1000", "-max_len=120"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_libfuzzer(DRIVER, tmp_path, runs=1000)
