@@ -1,0 +1,151 @@
+"""What is known about when a waiting session comes back: learned by tool, shared between tools, told by clients.
+
+A tool's own gaps are blended with the population of all tools, which counts like `KNOWN_GAPS` of its own; the
+population is blended with a broad prior, which counts like one tool. So every question has an answer from the first
+moment, and a tool called twice is not taken to always take as long as those two calls.
+
+What it predicts is a function of the state of its `ToolGaps` alone: the same on every machine that saw the same gaps,
+and the same after they were saved and loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentinfer.gap_histogram import NUM_BUCKETS, UPPER_EDGES_S, GapHistogram, bucket_of
+from agentinfer.radix_ext.gap_distribution import HINT_TRUST, Floats, GapDistribution, broad_prior, hinted, slowest_of
+from agentinfer.tool_gaps import KNOWN_GAPS, MAX_TOOLS, NO_TOOL, SEVERAL_TOOLS, ToolGaps, filed_under
+
+MAX_INDICES: Final = 16 * MAX_TOOLS
+
+_Key = tuple[tuple[str, ...], int | None]  # the distinct tools in order, the bucket of the expected seconds
+_Stamp = tuple[int, ...]
+
+_BROAD: Final = broad_prior()
+_INNER_EDGES_S: Final[Floats] = np.array(UPPER_EDGES_S[:-1])  # beyond the last of them lies the last bucket
+
+
+class ToolLatency:
+    """Predictions over `gaps`, which it owns; the caller feeds it by `observe` and `observe_never`. Not thread-safe."""
+
+    def __init__(self, gaps: ToolGaps | None = None) -> None:
+        self.gaps = ToolGaps() if gaps is None else gaps
+        self._indices: dict[_Key, int] = {}  # least recently asked for first
+        self._rates: Floats = np.zeros((64, NUM_BUCKETS))
+        self._stamps: list[_Stamp | None] = []
+        self._keys: list[_Key] = []
+        self._is_fresh = np.zeros(64, dtype=bool)
+        self._fresh_as_of = -1
+
+    def observe(self, tools: Sequence[str], seconds: float, at_unix_s: float | None = None) -> None:
+        """The session is back after `seconds` in `tools`; none of them where the reply called no tool."""
+        self.gaps.observe(tools, seconds, at_unix_s)
+
+    def observe_never(self, tools: Sequence[str]) -> None:
+        """The session ended while it was in `tools`."""
+        self.gaps.observe_never(tools)
+
+    def distribution(self, tools: Sequence[str], expected_tool_s: float | None = None) -> GapDistribution:
+        """What is believed of the gap after a reply with these calls, before any of it has passed.
+
+        A client's `expected_tool_s` is believed with chance `HINT_TRUST`. Once twice that was waited, only what was
+        learned is left of the mixture.
+        """
+        return self._distribution(_key(tools, expected_tool_s))
+
+    def survival(self, tools: Sequence[str], waited_s: float) -> float:
+        """P(the session is not back after `waited_s`)."""
+        return self.distribution(tools).exceeds(waited_s)
+
+    def return_rate(self, tools: Sequence[str], waited_s: float, expected_tool_s: float | None = None) -> float:
+        """Returns per second, at the horizon at which they are most: `GapDistribution.return_rates`."""
+        index = self.index_of(tools, expected_tool_s)
+        return float(self.return_rates(np.array([index]), np.array([waited_s]))[0])
+
+    def index_of(self, tools: Sequence[str], expected_tool_s: float | None = None) -> int:
+        """What `return_rates` knows these calls by; ask anew at each call.
+
+        It stands until `MAX_INDICES` others were asked for. Then others get it, and whoever kept it gets their rate.
+        """
+        key = _key(tools, expected_tool_s)
+        index = self._indices.pop(key, None)
+        if index is None:
+            index = self._new_index(key)
+        self._indices[key] = index
+        return index
+
+    def return_rates(self, indices: NDArray[np.integer], waited_s: Floats) -> Floats:
+        """`return_rate` of many sessions at once; `indices` from `index_of`."""
+        if self._fresh_as_of != self.gaps.version:
+            self._is_fresh[:] = False
+            self._fresh_as_of = self.gaps.version
+        if not self._is_fresh[indices].all():
+            for index in np.unique(indices):
+                self._refresh(int(index))
+        buckets = _INNER_EDGES_S.searchsorted(waited_s)
+        found: Floats = self._rates.ravel().take(indices * NUM_BUCKETS + buckets)
+        return found
+
+    def _new_index(self, key: _Key) -> int:
+        if len(self._keys) < MAX_INDICES:
+            index = len(self._keys)
+            self._keys.append(key)
+            self._stamps.append(None)
+            if index == len(self._rates):
+                self._rates = np.concatenate((self._rates, np.zeros_like(self._rates)))
+                self._is_fresh = np.concatenate((self._is_fresh, np.zeros_like(self._is_fresh)))
+        else:
+            index = self._indices.pop(next(iter(self._indices)))
+            self._keys[index] = key
+            self._stamps[index] = None
+        self._is_fresh[index] = False
+        return index
+
+    def _refresh(self, index: int) -> None:
+        """Brings a row of rates up to date; without work where nothing it derives from has changed."""
+        key = self._keys[index]
+        stamp = self._stamp(key[0])
+        if stamp != self._stamps[index]:
+            self._rates[index] = self._distribution(key).return_rates()
+            self._stamps[index] = stamp
+        self._is_fresh[index] = True
+
+    def _stamp(self, tools: tuple[str, ...]) -> _Stamp:
+        names = tools if len(tools) < 2 else (*tools, SEVERAL_TOOLS)
+        histograms = (self.gaps.histogram(name) for name in names or (NO_TOOL,))
+        return (
+            self.gaps.population_version,
+            *(-1 if histogram is None else histogram.version for histogram in histograms),
+        )
+
+    def _distribution(self, key: _Key) -> GapDistribution:
+        tools, expected_bucket = key
+        if not tools:
+            learned = _blended(self.gaps.histogram(NO_TOOL), _BROAD)
+        elif len(tools) == 1:
+            learned = self._of_one(tools[0])
+        else:
+            together = slowest_of([GapDistribution.of(self._of_one(tool)) for tool in tools])
+            learned = _blended(self.gaps.histogram(SEVERAL_TOOLS), together)
+        if expected_bucket is None:
+            return GapDistribution.of(learned)
+        return GapDistribution.of(HINT_TRUST * hinted(expected_bucket) + (1 - HINT_TRUST) * learned / learned.sum())
+
+    def _of_one(self, tool: str) -> Floats:
+        population = np.array(self.gaps.population) + _BROAD
+        return _blended(self.gaps.histogram(tool), population / population.sum())
+
+
+def _key(tools: Sequence[str], expected_tool_s: float | None) -> _Key:
+    distinct = sorted({filed_under((tool,)) for tool in tools})
+    return tuple(distinct), None if expected_tool_s is None else bucket_of(expected_tool_s)
+
+
+def _blended(histogram: GapHistogram | None, beliefs: Floats) -> Floats:
+    """Weights of a tool that is believed to be like `beliefs`, of sum 1, and was seen to be like `histogram`."""
+    believed = KNOWN_GAPS * beliefs
+    return believed if histogram is None else believed + np.array(histogram.weights)
