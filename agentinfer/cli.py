@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from typing import Any
 
 from agentinfer import __version__
 from agentinfer.config import near
@@ -24,11 +20,9 @@ _COMMANDS = {
     "report": ("agentinfer.replay.cli", "compare the results of replays, as table and picture"),
     "corpus": ("agentinfer.corpus.cli", "the store of contexts that drafts come from: look, fill, prune, verify"),
     "doctor": ("agentinfer.runtime.doctor", "check versions, device, seams, models and settings; say what to do"),
-    "status": ("agentinfer.cli", "what a running server says about its agent sessions"),
+    "status": ("agentinfer.status", "what a running server says about its agent sessions and their tools"),
     "version": ("agentinfer.cli", "the version of agentinfer"),
 }
-
-_STATUS_TIMEOUT_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,57 +61,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     """The commands that need no package of their own."""
     version = subparsers.add_parser("version", help=_COMMANDS["version"][1])
     version.set_defaults(run=_version)
-    status = subparsers.add_parser("status", help=_COMMANDS["status"][1])
-    status.add_argument("--url", default="http://127.0.0.1:30000", help="the server's address (default: %(default)s)")
-    status.add_argument("--json", action="store_true", help="print the answer as it came")
-    status.set_defaults(run=_status)
 
 
 def _version(args: argparse.Namespace) -> int:
     print(f"agentinfer {__version__}")
     return 0
-
-
-def _status(args: argparse.Namespace) -> int:
-    address = args.url.rstrip("/") + "/agentinfer/status"
-    try:
-        request = urllib.request.Request(address, headers={"accept": "application/json"})
-        with urllib.request.urlopen(request, timeout=_STATUS_TIMEOUT_S) as answer:
-            body = answer.read().decode()
-        seen = json.loads(body)
-    except urllib.error.HTTPError as error:
-        advice = "was the server started by agentinfer, with sessions on?" if error.code == 404 else error.reason
-        raise AgentInferError(f"{address} answered HTTP {error.code}: {advice}") from None
-    except (OSError, ValueError) as error:
-        raise AgentInferError(f"{address} gave no status: {error}. Is a server there? Try --url") from None
-    print(body if args.json else "\n".join(_indented(seen)))
-    return 0
-
-
-def _indented(value: Any, depth: int = 0) -> list[str]:
-    """A JSON value as `name: value` lines, nested ones indented."""
-    pad = "  " * depth
-    if isinstance(value, dict):
-        lines = []
-        for name, inner in value.items():
-            if isinstance(inner, dict | list) and inner:
-                lines += [f"{pad}{name}:", *_indented(inner, depth + 1)]
-            else:
-                lines.append(f"{pad}{name}: {_scalar(inner)}")
-        return lines
-    if isinstance(value, list):
-        return [
-            line
-            for item in value
-            for line in (_indented(item, depth) if isinstance(item, dict | list) else [f"{pad}{_scalar(item)}"])
-        ]
-    return [f"{pad}{_scalar(value)}"]
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _overview() -> str:

@@ -10,9 +10,26 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from agentinfer import __version__, cli, launch_server
+from agentinfer import __version__, cli, launch_server, status
 
-STATUS = {"version": "1", "sessions": {"running": 2}, "ratio": 0.25, "recent": [{"id": "a"}, "b"], "none": []}
+TOOLS = {
+    "bash": {"count": 1204, "p50_s": 0.26, "p90_s": 5.0, "p99_s": 64.5, "latest_s": 0.031, "latest_age_s": 7200.0},
+    "a\tb": {"count": 3, "p50_s": 80.0, "p90_s": 90.0, "p99_s": 95.0, "never_share": 0.25, "latest_age_s": None},
+}
+STATUS = {
+    "version": "1",
+    "sessions": {"running": 2},
+    "ratio": 0.25,
+    "recent": [{"id": "a"}, "b"],
+    "none": [],
+    "tools": TOOLS,
+}
+TABLE = [
+    "tools:",
+    "  tool    gaps       p50      p90       p99  never  latest     seen",
+    "  bash    1204    260 ms      5 s  1.07 min      –   31 ms  2 h ago",
+    "  'a\\tb'     3  1.33 min  1.5 min  1.58 min  25.0%       –        –",
+]
 
 
 @pytest.fixture
@@ -81,7 +98,21 @@ def test_command_imports_no_engine() -> None:
 def test_status_is_printed_as_indented_lines(url: str, capsys) -> None:
     assert cli.main(["status", "--url", url + "/"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["version: 1", "sessions:", "  running: 2", "ratio: 0.25", "recent:", "  id: a", "  b", "none: []"]
+    assert lines[:8] == [
+        "version: 1",
+        "sessions:",
+        "  running: 2",
+        "ratio: 0.25",
+        "recent:",
+        "  id: a",
+        "  b",
+        "none: []",
+    ]
+    assert lines[8:] == TABLE
+
+
+def test_tools_of_a_fresh_server() -> None:
+    assert status.tool_table({}) == ["tool  gaps  p50  p90  p99  never  latest  seen"]
 
 
 def test_status_as_json_is_the_answer_itself(url: str, capsys) -> None:
