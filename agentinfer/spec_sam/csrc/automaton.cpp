@@ -38,9 +38,7 @@ void Automaton::start_document() {
   tail_ = Match{};
 }
 
-Match Automaton::step(Match match, std::int32_t token) const {
-  // States may have been split since the match was found: the shorter strings belong to the clone then.
-  match = settle(match);
+Match Automaton::step_settled(Match match, std::int32_t token) const {
   StateId next = target(match.state, token);
   while (next == kNoState) {
     if (match.state == kRoot) return Match{};
@@ -48,7 +46,7 @@ Match Automaton::step(Match match, std::int32_t token) const {
     match.length = longest_of(match.state);
     next = target(match.state, token);
   }
-  return settle(Match{next, std::min(match.length + 1, max_match_)});
+  return arrive(next, match.length + 1);
 }
 
 Match Automaton::suffix_match() const {
@@ -225,16 +223,10 @@ Automaton::Record Automaton::record_of(StateId state) const {
   return record;
 }
 
-std::int32_t Automaton::longest_of(StateId state) const {
-  const Slot slot = slots_[state];
-  if (!slot.is_fresh()) return records_[slot.record()].longest;
-  const std::int32_t position = slot.position();
+std::int32_t Automaton::prefix_length(std::int32_t position) const {
   if (position >= document_starts_.back()) return position + 1 - document_starts_.back();
   return position + 1 - *(std::upper_bound(document_starts_.begin(), document_starts_.end(), position) - 1);
 }
-
-// The states of consecutive prefixes are numbered one after the other, but for the clone the first one may have caused.
-StateId Automaton::next_prefix(StateId state) const { return slots_[state + 1].is_clone() ? state + 2 : state + 1; }
 
 StateId Automaton::target(StateId state, std::int32_t token) const {
   const Slot slot = slots_[state];
@@ -274,14 +266,6 @@ void Automaton::set_target(StateId state, std::int32_t token, StateId target) {
     AGENTINFER_DCHECK(record.edge_token == token);
     record.edge_target = target;
   }
-}
-
-// The state that holds the match's string of exactly that length, given a state of it or of a longer string it ends.
-Match Automaton::settle(Match match) const {
-  while (match.state != kRoot && match.length <= longest_of(slots_[match.state].link)) {
-    match.state = slots_[match.state].link;
-  }
-  return match;
 }
 
 void Automaton::check_state(StateId state) const {

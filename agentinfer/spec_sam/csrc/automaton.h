@@ -74,7 +74,13 @@ class Automaton {
   void start_document();
 
   // `match`, followed by `token`: the longest suffix of both together that occurs, at most max_match tokens.
-  Match step(Match match, std::int32_t token) const;
+  Match step(Match match, std::int32_t token) const { return step_settled(settle(match), token); }
+  // The same for a match that is settled. So is the result, as long as nothing is appended.
+  Match step_settled(Match match, std::int32_t token) const;
+  // The match of `length` tokens at a state that an edge leads to from the settled match of one token less.
+  Match arrive(StateId state, std::int32_t length) const {
+    return length > max_match_ ? settle(Match{state, max_match_}) : Match{state, length};
+  }
   // The state that holds the match's string of exactly that length: states may have been split since it was found.
   Match settle(Match match) const;
   // The longest suffix of the current document, at most max_match tokens, that also occurs before its end.
@@ -86,8 +92,8 @@ class Automaton {
   // The `limit` most frequent continuations of a state, by count and then by recency, best first. Visits all its edges.
   // CheckError where shortest > max_match, since such continuations are not counted.
   std::vector<Continuation> continuations(StateId state, std::size_t limit) const;
-  // Calls visit(token, count, latest_end) for each continuation of a state, in no fixed order, and returns how many there
-  // are; where there are more than `max_degree` it visits none. For walking down the suffix links without a copy.
+  // Calls visit(token, state, count, latest_end) for each continuation of a state, in no fixed order, and returns how many
+  // there are; where there are more than `max_degree` it visits none. For walking down the suffix links without a copy.
   template <typename Visit>
   std::int32_t visit_continuations(StateId state, std::int32_t max_degree, Visit&& visit) const;
   // The state of the next shorter suffix, kNoState for the root; and the length of a state's longest string.
@@ -98,6 +104,8 @@ class Automaton {
   TokenSpan following(StateId state, std::size_t limit) const;
 
   std::int32_t max_match() const { return max_match_; }
+  // Changes whenever a state or its counts do.
+  std::size_t version() const { return tokens_.size(); }
   std::size_t num_tokens() const { return tokens_.size() - num_separators_; }
   std::size_t num_documents() const { return num_separators_ + (document_length_ > 0 ? 1 : 0); }
   std::size_t num_states() const { return slots_.size(); }
@@ -146,8 +154,14 @@ class Automaton {
 
   // A fresh state's record is made up on the spot.
   Record record_of(StateId state) const;
-  std::int32_t longest_of(StateId state) const;
-  StateId next_prefix(StateId state) const;
+  std::int32_t longest_of(StateId state) const {
+    const Slot slot = slots_[state];
+    return slot.is_fresh() ? prefix_length(slot.position()) : records_[slot.record()].longest;
+  }
+  // Of the document's prefix that ends at this position.
+  std::int32_t prefix_length(std::int32_t position) const;
+  // The states of consecutive prefixes are numbered one after the other, but for the clone the first one may have caused.
+  StateId next_prefix(StateId state) const { return slots_[state + 1].is_clone() ? state + 2 : state + 1; }
   StateId target(StateId state, std::int32_t token) const;
   void add_edge(StateId state, std::int32_t token, StateId target);
   void set_target(StateId state, std::int32_t token, StateId target);
@@ -175,28 +189,39 @@ class Automaton {
   Match tail_;  // its suffix of at most max_match + 1 tokens: where counting starts
 };
 
+inline Match Automaton::settle(Match match) const {
+  while (match.state != kRoot && match.length <= longest_of(slots_[match.state].link)) {
+    match.state = slots_[match.state].link;
+  }
+  return match;
+}
+
 template <typename Visit>
 std::int32_t Automaton::visit_continuations(StateId state, std::int32_t max_degree, Visit&& visit) const {
   const Slot slot = slots_[state];
   if (slot.is_fresh()) {  // occurs once, so what follows is the text
     const std::size_t next = static_cast<std::size_t>(slot.position()) + 1;
     if (next >= tokens_.size() || tokens_[next] == kSeparator) return 0;
-    visit(tokens_[next], std::uint32_t{1}, static_cast<std::int32_t>(next));
+    visit(tokens_[next], next_prefix(state), std::uint32_t{1}, static_cast<std::int32_t>(next));
     return 1;
   }
   const Record& record = records_[slot.record()];
   if (record.edge_token == kNoEdge) return 0;
-  const std::int32_t degree = record.edge_token == kManyEdges ? edges_.size(record.edge_target) : 1;
-  if (degree > max_degree) return degree;
-  for_each_edge(state, [&](Edge edge) {
+  const auto visit_edge = [&](Edge edge) {
     const Slot after = slots_[edge.target];
     if (after.is_fresh()) {
-      visit(edge.token, std::uint32_t{1}, after.position());
+      visit(edge.token, edge.target, std::uint32_t{1}, after.position());
     } else {
       const Record& seen = records_[after.record()];
-      visit(edge.token, seen.count, seen.latest_end);
+      visit(edge.token, edge.target, seen.count, seen.latest_end);
     }
-  });
+  };
+  if (record.edge_token != kManyEdges) {
+    visit_edge(Edge{record.edge_token, record.edge_target});
+    return 1;
+  }
+  const std::int32_t degree = edges_.size(record.edge_target);
+  if (degree <= max_degree) edges_.for_each(record.edge_target, visit_edge);
   return degree;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "check.h"
@@ -17,39 +18,13 @@ constexpr double kMaxTrials = 400.0;
 constexpr double kWeightStep = 0.02;
 constexpr double kMaxWeight = 8.0;
 
-// Log-odds of the calibration's points: -6, -5.5 ... 6.
-constexpr double kLowestLogit = -6.0;
-constexpr double kLogitStep = 0.5;
-constexpr std::size_t kNumPoints = 25;
 constexpr double kPointPriorTrials = 20.0;
 constexpr double kMaxPointTrials = 2000.0;
-
-// Where a probability lies between two points: the lower one, and how far to the upper one.
-struct Place {
-  std::size_t point;
-  double fraction;
-};
-
-Place place_of(double probability) {
-  const double at = (std::log(probability / (1.0 - probability)) - kLowestLogit) / kLogitStep;
-  const double inside = std::clamp(at, 0.0, static_cast<double>(kNumPoints - 1) - 1e-9);
-  const auto point = static_cast<std::size_t>(inside);
-  return {point, inside - static_cast<double>(point)};
-}
 
 // A representative of each bucket, from which the priors are computed.
 constexpr double kBucketLength[] = {1, 2, 3, 4, 5.5, 8, 12, 20, 32, 52, 64};
 constexpr double kBucketDegree[] = {1, 2, 3, 5, 10};
 constexpr double kBucketOccurrences[] = {1, 2, 3, 5, 9, 25, 80};
-
-std::int32_t bucket_of(std::int32_t value, std::initializer_list<std::int32_t> upper_bounds) {
-  std::int32_t bucket = 0;
-  for (const std::int32_t bound : upper_bounds) {
-    if (value <= bound) return bucket;
-    ++bucket;
-  }
-  return bucket;
-}
 
 // New evidence escapes often, long matches and many occurrences seldom.
 double escape_prior(std::size_t length, std::size_t degree, std::size_t occurrences) {
@@ -59,10 +34,6 @@ double escape_prior(std::size_t length, std::size_t degree, std::size_t occurren
 }
 
 }  // namespace
-
-std::int32_t DraftModel::length_bucket(std::int32_t length) {
-  return bucket_of(length, {1, 2, 3, 4, 6, 9, 14, 24, 40, 63});
-}
 
 DraftModel::DraftModel(std::vector<std::int32_t> stop_tokens)
     : stop_tokens_(std::move(stop_tokens)), escapes_(kEscapeContexts), calibration_(kNumPoints) {
@@ -81,18 +52,8 @@ DraftModel::DraftModel(std::vector<std::int32_t> stop_tokens)
     }
   }
   for (std::size_t i = 0; i < weights_.size(); ++i) weights_[i] = std::log(kBucketLength[i % kLengthBuckets]);
+  derive();
 }
-
-DraftModel::EscapeContext DraftModel::escape_context(SourceKind kind, std::int32_t level, std::int32_t length,
-                                                     std::int32_t degree, std::uint32_t occurrences) {
-  const std::int32_t capped = static_cast<std::int32_t>(std::min<std::uint32_t>(occurrences, 1000));
-  std::int32_t context = static_cast<std::int32_t>(kind) * kLevels + std::min(level, kLevels - 1);
-  context = context * kLengthBuckets + length_bucket(length);
-  context = context * kDegreeBuckets + bucket_of(degree, {1, 2, 3, 6});
-  return context * kOccurrenceBuckets + bucket_of(capped, {1, 2, 3, 6, 12, 40});
-}
-
-double DraftModel::escape(EscapeContext context) const { return escapes_[context].hits / escapes_[context].trials; }
 
 void DraftModel::learn_escape(EscapeContext context, bool escaped) {
   Rate& rate = escapes_[context];
@@ -104,24 +65,29 @@ void DraftModel::learn_escape(EscapeContext context, bool escaped) {
   }
 }
 
-double DraftModel::weight(SourceKind kind, std::int32_t length) const {
-  return weights_[static_cast<std::int32_t>(kind) * kLengthBuckets + length_bucket(length)];
-}
-
 void DraftModel::learn_weight(SourceKind kind, std::int32_t length, double surprise) {
-  double& weight = weights_[static_cast<std::int32_t>(kind) * kLengthBuckets + length_bucket(length)];
-  weight = std::clamp(weight + kWeightStep * surprise, -kMaxWeight, kMaxWeight);
+  const std::int32_t at = weight_index(kind, length);
+  weights_[at] = std::clamp(weights_[at] + kWeightStep * surprise, -kMaxWeight, kMaxWeight);
+  says_[at] = -1;
 }
 
-double DraftModel::calibrated(double probability) const {
-  const Place place = place_of(probability);
-  const Rate& below = calibration_[place.point];
-  const Rate& above = calibration_[place.point + 1];
-  return (1.0 - place.fraction) * (below.hits / below.trials) + place.fraction * (above.hits / above.trials);
+double DraftModel::odds_needed(double least) {
+  if (highest_calibrated_[0] < 0) {
+    double highest = 0;
+    for (std::size_t point = 0; point < kNumPoints; ++point) {
+      highest = std::max(highest, calibrated_[point]);
+      highest_calibrated_[point] = highest;
+    }
+  }
+  // What lies between two points is calibrated to a value between theirs, but for rounding.
+  const double lowest = least * (1 - 1e-9);
+  std::size_t point = highest_calibrated_[kNumPoints / 2] < lowest ? kNumPoints / 2 : 0;
+  while (point < kNumPoints && highest_calibrated_[point] < lowest) ++point;
+  if (point <= 1) return -std::numeric_limits<double>::infinity();
+  return kLowestLogit + kLogitStep * static_cast<double>(point - 1) - 1e-6;
 }
 
-void DraftModel::learn_calibration(double probability, bool came) {
-  const Place place = place_of(probability);
+void DraftModel::learn_calibration(Place place, bool came) {
   const double shares[] = {1.0 - place.fraction, place.fraction};
   for (std::size_t side = 0; side < 2; ++side) {
     Rate& rate = calibration_[place.point + side];
@@ -131,7 +97,17 @@ void DraftModel::learn_calibration(double probability, bool came) {
       rate.hits *= 0.5;
       rate.trials *= 0.5;
     }
+    calibrated_[place.point + side] = rate.hits / rate.trials;
   }
+  highest_calibrated_[0] = -1;
+}
+
+void DraftModel::derive() {
+  for (std::size_t point = 0; point < kNumPoints; ++point) {
+    calibrated_[point] = calibration_[point].hits / calibration_[point].trials;
+  }
+  highest_calibrated_[0] = -1;
+  says_.fill(-1);
 }
 
 std::vector<double> DraftModel::learned() const {
@@ -142,16 +118,16 @@ std::vector<double> DraftModel::learned() const {
       values.push_back(rate.trials);
     }
   }
-  for (const Correction::Slot& slot : correction_.slots()) {
-    values.push_back(slot.weight);
-    values.push_back(slot.sum_of_squares);
+  for (std::size_t slot = 0; slot < Correction::kNumSlots; ++slot) {
+    values.push_back(correction_.weights()[slot]);
+    values.push_back(correction_.sums_of_squares()[slot]);
   }
   return values;
 }
 
 void DraftModel::restore(const double* values, std::size_t count) {
   const std::size_t num_rates = escapes_.size() + calibration_.size();
-  const std::size_t expected = weights_.size() + 2 * (num_rates + correction_.slots().size());
+  const std::size_t expected = weights_.size() + 2 * (num_rates + Correction::kNumSlots);
   AGENTINFER_CHECK(count == expected, "a learned draft model has ", expected, " numbers, got ", count,
                    "; it was written by another version: start without it");
   const double* rates = values + weights_.size();
@@ -170,7 +146,7 @@ void DraftModel::restore(const double* values, std::size_t count) {
     AGENTINFER_CHECK(trials > 0 && trials <= kMaxPointTrials && hits >= 0 && hits <= trials, "learned draft model: rate ",
                      i, " is ", hits, " of ", trials, "; start without it");
   }
-  for (std::size_t i = 0; i < correction_.slots().size(); ++i) {
+  for (std::size_t i = 0; i < Correction::kNumSlots; ++i) {
     AGENTINFER_CHECK(slots[2 * i + 1] >= 0, "learned draft model: slot ", i, " has a negative sum of squares, ",
                      slots[2 * i + 1], "; start without it");
   }
@@ -181,10 +157,11 @@ void DraftModel::restore(const double* values, std::size_t count) {
       rates += 2;
     }
   }
-  for (Correction::Slot& slot : correction_.slots()) {
-    slot = {slots[0], slots[1]};
-    slots += 2;
+  for (std::size_t slot = 0; slot < Correction::kNumSlots; ++slot) {
+    correction_.weights()[slot] = slots[2 * slot];
+    correction_.sums_of_squares()[slot] = slots[2 * slot + 1];
   }
+  derive();
 }
 
 }  // namespace agentinfer::spec_sam

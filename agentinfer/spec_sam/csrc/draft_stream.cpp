@@ -30,6 +30,7 @@ std::int32_t DraftStream::add_source(const Automaton& automaton, SourceKind kind
   Match match;
   for (const std::int32_t token : recent_) match = automaton.step(match, token);
   sources_.push_back(Source{&automaton, kind, std::log(similarity), match});
+  ++num_sources_;
   nodes_.clear();  // its arrays have no place for the new source
   return static_cast<std::int32_t>(sources_.size() - 1);
 }
@@ -46,13 +47,19 @@ void DraftStream::seek(const std::int32_t* tokens, std::size_t count) {
 }
 
 void DraftStream::accept(const std::int32_t* tokens, std::size_t count) {
-  learn(tokens, count);
-  nodes_.clear();
+  std::size_t num_drafted = 0;
+  const std::int32_t node = learn(tokens, count, num_drafted);
   own_.extend(tokens, count);
-  for (std::size_t i = 1; i < sources_.size(); ++i) {
+  for (std::size_t i = 1; i < num_sources_; ++i) {
     Source& source = sources_[i];
-    for (std::size_t k = 0; k < count; ++k) source.match = source.automaton->step(source.match, tokens[k]);
+    std::size_t k = 0;
+    if (num_drafted > 0 && source.automaton->version() == source.drafted_version) {
+      source.match = match_at(node, static_cast<std::int32_t>(i));
+      k = num_drafted;
+    }
+    for (; k < count; ++k) source.match = source.automaton->step(source.match, tokens[k]);
   }
+  nodes_.clear();
   const std::size_t kept = std::min(count, kKept);
   recent_.insert(recent_.end(), tokens + count - kept, tokens + count);
   if (recent_.size() > 2 * kKept) recent_.erase(recent_.begin(), recent_.end() - kKept);
@@ -60,14 +67,19 @@ void DraftStream::accept(const std::int32_t* tokens, std::size_t count) {
 
 const std::vector<DraftNode>& DraftStream::draft(const DraftLimits& limits) {
   nodes_.clear();
+  proposal_of_.clear();
   expansions_.clear();
   matches_.clear();
   candidates_.clear();
+  opinions_.clear();
+  proposals_.clear();
   waiting_.clear();
   nodes_.push_back(DraftNode{-1, -1, 1.0});
+  proposal_of_.push_back(-1);
   expansions_.emplace_back();
-  for (const Source& source : sources_) {
+  for (Source& source : sources_) {
     matches_.push_back(source.kind == SourceKind::kSession ? own_.suffix_match() : source.automaton->settle(source.match));
+    source.drafted_version = source.automaton->version();
   }
   std::int32_t newest = 0;
   while (static_cast<std::int32_t>(nodes_.size()) <= limits.max_nodes) {
@@ -77,15 +89,10 @@ const std::vector<DraftNode>& DraftStream::draft(const DraftLimits& limits) {
     const Waiting next = waiting_.back();
     waiting_.pop_back();
     nodes_.push_back(DraftNode{next.token, next.parent, next.path_probability});
+    proposal_of_.push_back(next.proposal);
     expansions_.emplace_back();
-    expansions_.back().estimate = next.estimate;
-    expansions_.back().features = next.features;
     newest = static_cast<std::int32_t>(nodes_.size() - 1);
-    if (newest < limits.max_nodes) {  // the last one is not expanded
-      for (std::size_t i = 0; i < sources_.size(); ++i) {
-        matches_.push_back(sources_[i].automaton->step(match_at(next.parent, static_cast<std::int32_t>(i)), next.token));
-      }
-    }
+    if (newest < limits.max_nodes) match_child(next.parent, candidates_[proposals_[next.proposal].candidate]);
   }
   return nodes_;
 }
@@ -95,7 +102,7 @@ void DraftStream::expand(std::int32_t node, const DraftLimits& limits) {
   Expansion& expansion = expansions_[node];
   const double path_probability = nodes_[node].path_probability;
   expansion.first_candidate = static_cast<std::int32_t>(candidates_.size());
-  for (std::size_t i = 0; i < sources_.size(); ++i) {
+  for (std::size_t i = 0; i < num_sources_; ++i) {
     const auto source = static_cast<std::int32_t>(i);
     weigh_source(source, match_at(node, source), path_probability, limits.min_path_probability, expansion);
   }
@@ -103,28 +110,88 @@ void DraftStream::expand(std::int32_t node, const DraftLimits& limits) {
   expansion.is_done = true;
   mix(node, expansion);
 
-  const auto first = candidates_.begin() + expansion.first_candidate;
-  if (limits.max_children > 0 && candidates_.end() - first > limits.max_children) {
+  std::int32_t end = expansion.end_candidate;
+  if (limits.max_children > 0 && end - expansion.first_candidate > limits.max_children) {
+    end = expansion.first_candidate + limits.max_children;
     // Which candidates stay is all that matters, and learning looks them up by token.
-    std::nth_element(first, first + limits.max_children, candidates_.end(),
+    std::nth_element(candidates_.data() + expansion.first_candidate, candidates_.data() + end,
+                     candidates_.data() + candidates_.size(),
                      [](const Candidate& left, const Candidate& right) {
                        return left.probability != right.probability ? left.probability > right.probability
                                                                     : left.token < right.token;
                      });
   }
-  const auto end = limits.max_children > 0
-                       ? first + std::min<std::ptrdiff_t>(limits.max_children, candidates_.end() - first)
-                       : candidates_.end();
-  for (auto candidate = first; candidate != end; ++candidate) {
-    if (path_probability * candidate->probability < kHopeless * limits.min_path_probability) continue;
-    const Correction::Features features = features_of(node, *candidate);
-    const double estimate =
-        std::clamp(model_.correction().apply(candidate->probability, features), kMinProbability, kMaxProbability);
-    const double probability = path_probability * model_.calibrated(estimate);
-    if (probability < limits.min_path_probability) continue;
-    waiting_.push_back(Waiting{probability, estimate, node, candidate->token, features});
-    std::push_heap(waiting_.begin(), waiting_.end());
+  propose(node, expansion.first_candidate, end, limits);
+}
+
+// Puts candidates first .. end - 1 among the waiting, where they may be worth it.
+void DraftStream::propose(std::int32_t node, std::int32_t first, std::int32_t end, const DraftLimits& limits) {
+  // The two tokens before: of the path, and before the root of the stream.
+  std::array<std::uint32_t, 2> before{};
+  std::size_t found = 0;
+  std::int32_t at = node;
+  for (; found < before.size() && nodes_[at].parent >= 0; at = nodes_[at].parent) before[found++] = nodes_[at].token;
+  for (std::size_t back = 1; found < before.size() && back <= recent_.size(); ++back) {
+    before[found++] = recent_[recent_.size() - back];
   }
+  const Correction::Place here(before[0], before[1]);
+
+  const auto bucket = [](std::int32_t length) -> std::uint32_t {
+    return length < 4 ? length : length < 8 ? 4 : length < 16 ? 5 : length < 32 ? 6 : 7;
+  };
+  std::int32_t longest_other = 0;
+  for (std::size_t i = 1; i < num_sources_; ++i) {
+    longest_other = std::max(longest_other, match_at(node, static_cast<std::int32_t>(i)).length);
+  }
+  const std::uint32_t lengths = bucket(match_at(node, 0).length) * 8 + bucket(longest_other);
+  const auto support = [](std::uint8_t level) -> std::uint32_t { return level == 0 ? 1 : level == kNoLevel ? 2 : 0; };
+
+  const double path_probability = nodes_[node].path_probability;
+  const double odds_needed = model_.odds_needed(limits.min_path_probability / path_probability);
+  for (std::int32_t i = first; i < end; ++i) {
+    const Candidate& candidate = candidates_[i];
+    const Opinion* opinions = opinions_on(candidate);
+    if (path_probability * candidate.probability < kHopeless * limits.min_path_probability) continue;
+    std::uint8_t level_other = kNoLevel;
+    for (std::size_t k = 1; k < num_sources_; ++k) level_other = std::min(level_other, opinions[k].level);
+    const std::uint32_t evidence = (lengths * 3 + support(opinions[0].level)) * 3 + support(level_other);
+    const Correction::Features features = here.features(candidate.token, evidence);
+    const double odds = model_.correction().odds(candidate.probability, features);
+    if (odds < odds_needed) continue;
+    const double estimate = std::clamp(1.0 / (1.0 + std::exp(-odds)), kMinProbability, kMaxProbability);
+    const DraftModel::Place place = DraftModel::place_of(estimate);
+    const double probability = path_probability * model_.calibrated(place);
+    if (probability < limits.min_path_probability) continue;
+    waiting_.push_back(Waiting{probability, node, candidate.token, static_cast<std::int32_t>(proposals_.size())});
+    std::push_heap(waiting_.begin(), waiting_.end());
+    proposals_.push_back(Proposal{i, place, estimate, features});
+  }
+}
+
+DraftStream::Opinion* DraftStream::add_candidate(std::int32_t token) {
+  const std::size_t num_sources = num_sources_;
+  const std::size_t first = opinions_.append_uninitialized(num_sources);
+  candidates_.push_back(Candidate{0, token, static_cast<std::int32_t>(first)});
+  Opinion* opinions = opinions_.data() + first;
+  for (std::size_t i = 0; i < num_sources; ++i) opinions[i] = Opinion{0, 0, kNoState, 0, kNoLevel};
+  return opinions;
+}
+
+// What the sources say about this token at the node whose candidates begin with `first`, which is being expanded.
+inline DraftStream::Opinion* DraftStream::opinions_on(std::int32_t first, std::int32_t token) {
+  const auto count = static_cast<std::uint32_t>(candidates_.size());
+  std::uint32_t& latest = latest_candidate_[(static_cast<std::uint32_t>(token) * 0x9E3779B1U) >> 24];
+  std::uint32_t at = latest;
+  if (at < static_cast<std::uint32_t>(first) || at >= count) {  // every candidate of the node has been its hash's latest
+    latest = count;
+    return add_candidate(token);
+  }
+  if (candidates_[at].token == token) return opinions_.data() + candidates_[at].opinions;
+  for (at = first; at < count; ++at) {
+    if (candidates_[at].token == token) return opinions_.data() + candidates_[at].opinions;
+  }
+  latest = count;
+  return add_candidate(token);
 }
 
 // Prediction by partial matching in one source: from the longest match to shorter ones, for as long as what is left of
@@ -135,6 +202,7 @@ void DraftStream::weigh_source(std::int32_t index, Match match, double path_prob
   const Automaton& automaton = *source.automaton;
   struct Seen {
     std::int32_t token;
+    StateId state;
     double count;
     std::int32_t latest_end;
   };
@@ -142,103 +210,85 @@ void DraftStream::weigh_source(std::int32_t index, Match match, double path_prob
   double left = 1.0;
   std::uint8_t level = 0;
   std::int32_t length = match.length;
-  for (StateId state = match.state; state != kRoot && level < kMaxLevels && left * path_probability > worth;
+  StateId state = match.state;
+  for (; state != kRoot && level < kMaxLevels && left * path_probability > worth;
        state = automaton.link(state), length = automaton.longest(state)) {
     std::size_t num_seen = 0;
+    double occurrences = 0;
     const std::int32_t degree = automaton.visit_continuations(
-        state, kMaxDegree, [&](std::int32_t token, std::uint32_t count, std::int32_t latest_end) {
-          seen[num_seen++] = Seen{token, static_cast<double>(count), latest_end};
+        state, kMaxDegree, [&](std::int32_t token, StateId next, std::uint32_t count, std::int32_t latest_end) {
+          seen[num_seen++] = Seen{token, next, static_cast<double>(count), latest_end};
+          occurrences += static_cast<double>(count);
         });
     if (degree > kMaxDegree) break;  // shorter matches have still more continuations
     if (degree == 0) continue;
-    double occurrences = 0;
-    Seen* latest = &seen[0];
-    for (std::size_t i = 0; i < num_seen; ++i) {
-      occurrences += seen[i].count;
-      if (seen[i].latest_end > latest->latest_end) latest = &seen[i];
-    }
     const DraftModel::EscapeContext context =
         DraftModel::escape_context(source.kind, level, length, degree, static_cast<std::uint32_t>(occurrences));
     expansion.escapes[index][level] = context;
     if (source.kind == SourceKind::kSession) {
+      Seen* latest = &seen[0];
+      for (std::size_t i = 1; i < num_seen; ++i) {
+        if (seen[i].latest_end > latest->latest_end) latest = &seen[i];
+      }
       latest->count += kRecency;
       occurrences += kRecency;
     }
     const double escape = model_.escape(context);
     const double share = left * (1.0 - escape) / occurrences;
     for (std::size_t i = 0; i < num_seen; ++i) {
-      propose(expansion.first_candidate, index, seen[i].token, share * seen[i].count, level, seen[i].latest_end);
+      Opinion& opinion = opinions_on(expansion.first_candidate, seen[i].token)[index];
+      opinion.probability += share * seen[i].count;
+      if (opinion.level == kNoLevel) {
+        opinion.level = level;
+        opinion.latest_end = seen[i].latest_end;
+        opinion.state = seen[i].state;
+        opinion.length = length + 1;
+      }
     }
     left *= escape;
     ++level;
   }
   expansion.num_levels[index] = level;
+  expansion.unasked[index] = Match{state, length};
 }
 
-void DraftStream::propose(std::int32_t first, std::int32_t source, std::int32_t token, double probability,
-                          std::uint8_t level, std::int32_t latest_end) {
-  const auto known = std::find_if(candidates_.begin() + first, candidates_.end(),
-                                  [token](const Candidate& candidate) { return candidate.token == token; });
-  if (known == candidates_.end()) {
-    Candidate& created = candidates_.emplace_back();
-    created.token = token;
-    created.probability = 0;
-    created.by_source.fill(0);
-    created.level.fill(kNoLevel);
-    created.by_source[source] = probability;
-    created.level[source] = level;
-    created.latest_end[source] = latest_end;
-    return;
-  }
-  known->by_source[source] += probability;
-  if (known->level[source] == kNoLevel) {
-    known->level[source] = level;
-    known->latest_end[source] = latest_end;
+// Follows all sources to a new node. Where a source proposed its token, weighing has found the way already; where it did
+// not, none of the matches that were asked is continued by it.
+void DraftStream::match_child(std::int32_t parent, const Candidate& candidate) {
+  const Expansion& expansion = expansions_[parent];
+  for (std::size_t i = 0; i < num_sources_; ++i) {
+    const Automaton& automaton = *sources_[i].automaton;
+    const Opinion& opinion = opinions_on(candidate)[i];
+    matches_.push_back(opinion.level == kNoLevel ? automaton.step_settled(expansion.unasked[i], candidate.token)
+                                                 : automaton.arrive(opinion.state, opinion.length));
   }
 }
 
 // Sources that have something to say share the mixture by the softmax of their weights.
 void DraftStream::mix(std::int32_t node, Expansion& expansion) {
   double total = 0;
-  for (std::size_t i = 0; i < sources_.size(); ++i) {
+  for (std::size_t i = 0; i < num_sources_; ++i) {
+    expansion.share[i] = 0;
     if (expansion.num_levels[i] == 0) continue;
     const std::int32_t length = match_at(node, static_cast<std::int32_t>(i)).length;
-    expansion.share[i] = std::exp(model_.weight(sources_[i].kind, length) + sources_[i].log_similarity);
+    expansion.share[i] = model_.say(sources_[i].kind, length, sources_[i].log_similarity);
     total += expansion.share[i];
   }
   if (total == 0) return;
-  for (std::size_t i = 0; i < sources_.size(); ++i) expansion.share[i] /= total;
-  for (auto candidate = candidates_.begin() + expansion.first_candidate; candidate != candidates_.end(); ++candidate) {
-    for (std::size_t i = 0; i < sources_.size(); ++i) candidate->probability += expansion.share[i] * candidate->by_source[i];
-    candidate->probability = std::min(candidate->probability, kMaxProbability);
+  const std::size_t num_sources = num_sources_;
+  for (std::size_t i = 0; i < num_sources; ++i) expansion.share[i] /= total;
+  for (std::int32_t candidate = expansion.first_candidate; candidate < expansion.end_candidate; ++candidate) {
+    const Opinion* opinions = opinions_on(candidates_[candidate]);
+    double probability = 0;
+    for (std::size_t i = 0; i < num_sources; ++i) probability += expansion.share[i] * opinions[i].probability;
+    candidates_[candidate].probability = std::min(probability, kMaxProbability);
   }
 }
 
-Correction::Features DraftStream::features_of(std::int32_t node, const Candidate& candidate) {
-  // The two tokens before: of the path, and before the root of the stream.
-  std::array<std::uint32_t, 2> before{};
-  std::size_t found = 0;
-  std::int32_t at = node;
-  for (; found < before.size() && nodes_[at].parent >= 0; at = nodes_[at].parent) before[found++] = nodes_[at].token;
-  for (std::size_t back = 1; found < before.size() && back <= recent_.size(); ++back) {
-    before[found++] = recent_[recent_.size() - back];
-  }
-  const auto bucket = [](std::int32_t length) -> std::uint32_t {
-    return length < 4 ? length : length < 8 ? 4 : length < 16 ? 5 : length < 32 ? 6 : 7;
-  };
-  std::int32_t longest_other = 0;
-  std::uint8_t level_other = kNoLevel;
-  for (std::size_t i = 1; i < sources_.size(); ++i) {
-    longest_other = std::max(longest_other, match_at(node, static_cast<std::int32_t>(i)).length);
-    level_other = std::min(level_other, candidate.level[i]);
-  }
-  const auto support = [](std::uint8_t level) -> std::uint32_t { return level == 0 ? 1 : level == kNoLevel ? 2 : 0; };
-  const std::uint32_t lengths = bucket(match_at(node, 0).length) * 8 + bucket(longest_other);
-  const std::uint32_t evidence = (lengths * 3 + support(candidate.level[0])) * 3 + support(level_other);
-  return Correction::features(candidate.token, before[0], before[1], evidence);
-}
-
-void DraftStream::learn(const std::int32_t* tokens, std::size_t count) {
+// Returns the last node on the drafted path that the tokens took and where the sources' matches are known, and how many
+// tokens lead there.
+std::int32_t DraftStream::learn(const std::int32_t* tokens, std::size_t count, std::size_t& num_drafted) {
+  std::int32_t last = 0;
   std::int32_t node = nodes_.empty() ? -1 : 0;
   for (std::size_t k = 0; k < count && node >= 0; ++k) {
     learn_at(node, tokens[k]);
@@ -246,39 +296,45 @@ void DraftStream::learn(const std::int32_t* tokens, std::size_t count) {
     for (std::size_t i = node + 1; i < nodes_.size(); ++i) {
       if (nodes_[i].parent != node) continue;
       const bool came = nodes_[i].token == tokens[k];
-      model_.learn_calibration(expansions_[i].estimate, came);
-      model_.correction().learn(expansions_[i].estimate, expansions_[i].features, came);
+      const Proposal& proposal = proposals_[proposal_of_[i]];
+      model_.learn_calibration(proposal.place, came);
+      model_.correction().learn(proposal.estimate, proposal.features, came);
       if (came) next = static_cast<std::int32_t>(i);
     }
     node = next;
+    if (node >= 0 && (node + 1) * num_sources_ <= matches_.size()) {
+      last = node;
+      num_drafted = k + 1;
+    }
   }
+  return last;
 }
 
 void DraftStream::learn_at(std::int32_t node, std::int32_t token) {
   const Expansion& expansion = expansions_[node];
   if (!expansion.is_done) return;
-  const auto end = candidates_.begin() + expansion.end_candidate;
-  const auto came = std::find_if(candidates_.begin() + expansion.first_candidate, end,
-                                 [token](const Candidate& candidate) { return candidate.token == token; });
+  std::int32_t came = expansion.first_candidate;
+  while (came < expansion.end_candidate && candidates_[came].token != token) ++came;
+  const Opinion* opinions = came < expansion.end_candidate ? opinions_on(candidates_[came]) : nullptr;
   double total = 0;
   std::int32_t best = -1;
-  for (std::size_t i = 0; i < sources_.size(); ++i) {
-    const std::uint8_t level = came == end ? kNoLevel : came->level[i];
+  const auto given_by = [&](std::size_t i) { return expansion.share[i] * opinions[i].probability; };
+  for (std::size_t i = 0; i < num_sources_; ++i) {
+    const std::uint8_t level = opinions == nullptr ? kNoLevel : opinions[i].level;
     for (std::uint8_t l = 0; l < expansion.num_levels[i] && l <= level; ++l) {
       model_.learn_escape(expansion.escapes[i][l], l != level);
     }
-    if (came == end) continue;
-    const double given = expansion.share[i] * came->by_source[i];
-    total += given;
-    if (best < 0 || given > expansion.share[best] * came->by_source[best]) best = static_cast<std::int32_t>(i);
+    if (opinions == nullptr) continue;
+    total += given_by(i);
+    if (best < 0 || given_by(i) > given_by(best)) best = static_cast<std::int32_t>(i);
   }
   if (total <= 0) return;
-  for (std::size_t i = 0; i < sources_.size(); ++i) {
+  for (std::size_t i = 0; i < num_sources_; ++i) {
     if (expansion.share[i] == 0) continue;
     model_.learn_weight(sources_[i].kind, match_at(node, static_cast<std::int32_t>(i)).length,
-                        expansion.share[i] * came->by_source[i] / total - expansion.share[i]);
+                        given_by(i) / total - expansion.share[i]);
   }
-  if (best > 0 && credits_.size() < kMaxCredits) credits_.push_back(Credit{best, came->latest_end[best]});
+  if (best > 0 && credits_.size() < kMaxCredits) credits_.push_back(Credit{best, opinions[best].latest_end});
 }
 
 std::vector<Credit> DraftStream::take_credits() {

@@ -12,6 +12,7 @@
 
 #include "automaton.h"
 #include "draft_model.h"
+#include "pod_vector.h"
 
 namespace agentinfer::spec_sam {
 
@@ -61,36 +62,49 @@ class DraftStream {
     SourceKind kind;
     double log_similarity;
     Match match;  // of the stream's end; the own text's is asked for when it is needed
+    std::size_t drafted_version = 0;  // the automaton's when the last draft was made
   };
   static constexpr std::int32_t kMaxLevels = 6;
   static constexpr std::int32_t kMaxDegree = 32;
   static constexpr std::uint8_t kNoLevel = 255;
 
-  // A possible next token at a node, with what each source says.
+  // What a source says about a possible next token.
+  struct Opinion {
+    double probability;
+    std::int32_t latest_end;
+    StateId state;        // where the token leads to from the longest match that proposes it,
+    std::int32_t length;  // and how many tokens match there, max_match disregarded
+    std::uint8_t level;   // of that match; kNoLevel: the source does not propose the token
+  };
+  // A possible next token at a node.
   struct Candidate {
-    std::int32_t token;
     double probability;  // of the mixture
-    std::array<double, kMaxSources> by_source;
-    std::array<std::uint8_t, kMaxSources> level;  // of the longest match that proposes it
-    std::array<std::int32_t, kMaxSources> latest_end;
+    std::int32_t token;
+    std::int32_t opinions;  // where those of the sources begin
   };
   // What was known at a node when its children were weighed: the tokens that come tell how true it was.
   struct Expansion {
-    std::int32_t first_candidate = 0;
-    std::int32_t end_candidate = 0;
-    std::array<double, kMaxSources> share{};  // of each source in the mixture
-    std::array<std::uint8_t, kMaxSources> num_levels{};
-    std::array<std::array<DraftModel::EscapeContext, kMaxLevels>, kMaxSources> escapes{};
-    double estimate = 0;                // of this node's own token, before calibration
-    Correction::Features features{};    // of the proposal of that token
+    Expansion() {}  // only what is told by is_done and num_levels is read
     bool is_done = false;
+    std::int32_t first_candidate;
+    std::int32_t end_candidate;
+    std::array<double, kMaxSources> share;  // of each source in the mixture
+    std::array<std::uint8_t, kMaxSources> num_levels;
+    std::array<std::array<DraftModel::EscapeContext, kMaxLevels>, kMaxSources> escapes;
+    std::array<Match, kMaxSources> unasked;  // the longest match that was not asked any more
+  };
+  // A candidate that may become a node.
+  struct Proposal {
+    std::int32_t candidate;
+    DraftModel::Place place;  // of the estimate, in the calibration
+    double estimate;          // before calibration
+    Correction::Features features;
   };
   struct Waiting {
     double path_probability;
-    double estimate;
     std::int32_t parent;
     std::int32_t token;
-    Correction::Features features;
+    std::int32_t proposal;
 
     bool operator<(const Waiting& other) const {  // worth less; a total order
       if (path_probability != other.path_probability) return path_probability < other.path_probability;
@@ -100,25 +114,32 @@ class DraftStream {
 
   void expand(std::int32_t node, const DraftLimits& limits);
   void weigh_source(std::int32_t source, Match match, double path_probability, double worth, Expansion& expansion);
-  void propose(std::int32_t first, std::int32_t source, std::int32_t token, double probability, std::uint8_t level,
-               std::int32_t latest_end);
+  Opinion* opinions_on(std::int32_t first, std::int32_t token);
+  Opinion* add_candidate(std::int32_t token);
+  const Opinion* opinions_on(const Candidate& candidate) const { return opinions_.data() + candidate.opinions; }
   void mix(std::int32_t node, Expansion& expansion);
-  Correction::Features features_of(std::int32_t node, const Candidate& candidate);
-  void learn(const std::int32_t* tokens, std::size_t count);
+  void propose(std::int32_t node, std::int32_t first, std::int32_t end, const DraftLimits& limits);
+  void match_child(std::int32_t parent, const Candidate& candidate);
+  std::int32_t learn(const std::int32_t* tokens, std::size_t count, std::size_t& num_drafted);
   void learn_at(std::int32_t node, std::int32_t token);
-  Match& match_at(std::int32_t node, std::int32_t source) { return matches_[node * sources_.size() + source]; }
+  Match& match_at(std::int32_t node, std::int32_t source) { return matches_[node * num_sources_ + source]; }
 
   DraftModel& model_;
   Automaton& own_;
   std::vector<Source> sources_;
+  std::size_t num_sources_ = 1;
   std::vector<std::int32_t> recent_;  // the stream's last tokens, for a source that comes later
   std::vector<Credit> credits_;
 
   // The last draft, kept until the tokens that decide on it have come.
   std::vector<DraftNode> nodes_;
-  std::vector<Expansion> expansions_;
-  std::vector<Match> matches_;
-  std::vector<Candidate> candidates_;
+  std::vector<std::int32_t> proposal_of_;  // by node; the root's is not read
+  std::vector<Expansion> expansions_;      // by node
+  std::vector<Match> matches_;             // by node and source, settled
+  PodVector<Candidate> candidates_;
+  PodVector<Opinion> opinions_;  // by candidate and source
+  PodVector<Proposal> proposals_;
+  std::array<std::uint32_t, 256> latest_candidate_{};  // by the token's hash; may be of another node or an earlier draft
   std::vector<Waiting> waiting_;  // a heap
 };
 

@@ -41,11 +41,13 @@ class EdgeStore {
 
   template <typename Visit>
   void for_each(Block block, Visit&& visit) const {
-    const std::int32_t num_slots = slots(block);
-    const std::int32_t end = is_table(block) ? num_slots : 1 + size(block);
-    for (std::int32_t slot = 1; slot < end; ++slot) {
-      const Edge edge = arena_[block + slot];
-      if (edge.token != kNone) visit(edge);
+    const Edge* slot = arena_.data() + block;
+    if (!is_table(block)) {
+      for (const Edge* end = slot + size(block); slot != end;) visit(*++slot);
+      return;
+    }
+    for (const Edge* end = slot + slots(block); ++slot != end;) {
+      if (slot->token != kNone) visit(*slot);
     }
   }
 

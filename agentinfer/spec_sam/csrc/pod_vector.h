@@ -38,17 +38,21 @@ class PodVector {
 
   // By value: `value` may be a copy of an element, and growing would move that element.
   void push_back(T value) {
-    reserve(size_ + 1);
+    if (size_ == capacity_) reserve(size_ + 1);
     data_[size_++] = value;
   }
 
   // Adds `count` elements and returns the index of the first; their contents are indeterminate.
   std::size_t append_uninitialized(std::size_t count) {
-    reserve(size_ + count);
+    if (size_ + count > capacity_) reserve(size_ + count);
     const std::size_t first = size_;
     size_ += count;
     return first;
   }
+
+  void clear() { size_ = 0; }
+  T* data() { return data_; }
+  const T* data() const { return data_; }
 
   // References and pointers into the array are invalid afterwards.
   void reserve(std::size_t wanted) {
