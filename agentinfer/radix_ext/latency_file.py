@@ -73,6 +73,19 @@ def read(path: Path) -> ToolGaps | None:
     return decode(content)
 
 
+def read_or_new(path: Path | None) -> ToolGaps:
+    """For those who only read, such as every rank of a scheduler: what a file holds, or an empty start.
+
+    Whoever owns the file warns of what cannot be used.
+    """
+    try:
+        found = None if path is None else read(path)
+    except LatencyFileError as error:
+        logger.debug("%s: %s", path, error)
+        found = None
+    return ToolGaps() if found is None else found
+
+
 class LatencyFile:
     """Loads the file at the start; saves it at most every `save_period_s` and at the end. `write` is thread-safe."""
 
