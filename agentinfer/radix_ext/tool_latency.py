@@ -10,6 +10,7 @@ and the same after they were saved and loaded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
@@ -64,7 +65,10 @@ class ToolLatency:
     def return_rate(self, tools: Sequence[str], waited_s: float, expected_tool_s: float | None = None) -> float:
         """Returns per second, at the horizon at which they are most: `GapDistribution.return_rates`."""
         index = self.index_of(tools, expected_tool_s)
-        return float(self.return_rates(np.array([index]), np.array([waited_s]))[0])
+        self._outdate()
+        if not self._is_fresh[index]:
+            self._refresh(index)
+        return float(self._rates[index, bucket_of(waited_s)])
 
     def index_of(self, tools: Sequence[str], expected_tool_s: float | None = None) -> int:
         """What `return_rates` knows these calls by; ask anew at each call.
@@ -80,9 +84,7 @@ class ToolLatency:
 
     def return_rates(self, indices: NDArray[np.integer], waited_s: Floats) -> Floats:
         """`return_rate` of many sessions at once; `indices` from `index_of`."""
-        if self._fresh_as_of != self.gaps.version:
-            self._is_fresh[:] = False
-            self._fresh_as_of = self.gaps.version
+        self._outdate()
         if not self._is_fresh[indices].all():
             for index in np.unique(indices):
                 self._refresh(int(index))
@@ -104,6 +106,12 @@ class ToolLatency:
             self._stamps[index] = None
         self._is_fresh[index] = False
         return index
+
+    def _outdate(self) -> None:
+        """Every row has to be looked at again once any weights have changed."""
+        if self._fresh_as_of != self.gaps.version:
+            self._is_fresh[:] = False
+            self._fresh_as_of = self.gaps.version
 
     def _refresh(self, index: int) -> None:
         """Brings a row of rates up to date; without work where nothing it derives from has changed."""
@@ -141,8 +149,13 @@ class ToolLatency:
 
 
 def _key(tools: Sequence[str], expected_tool_s: float | None) -> _Key:
-    distinct = sorted({filed_under((tool,)) for tool in tools})
-    return tuple(distinct), None if expected_tool_s is None else bucket_of(expected_tool_s)
+    return _distinct(tuple(tools)), None if expected_tool_s is None else bucket_of(expected_tool_s)
+
+
+@functools.lru_cache(maxsize=MAX_INDICES)
+def _distinct(tools: tuple[str, ...]) -> tuple[str, ...]:
+    """The names they are filed under, in order."""
+    return tuple(sorted({filed_under((tool,)) for tool in tools}))
 
 
 def _blended(histogram: GapHistogram | None, beliefs: Floats) -> Floats:
