@@ -1,0 +1,76 @@
+"""The bound on waiting: by when a held turn runs, whatever it costs.
+
+A held turn *visits*: it runs once without its session joining the working set. Were every held session to visit once in
+W seconds, the engine would spend
+
+    sum over held waiting turns of (tokens to recompute) / (prefill tokens a second) / W
+
+of its time on recomputing their contexts. The automatic bound is the W at which that is `visit_share`; an operator's
+`max_wait_s` replaces it. A turn's deadline is set when it arrives and is never moved; past it, turns go in the order of
+their deadlines before all others, so that a turn waits at most for its bound and for those promised an earlier time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from agentinfer.radix_ext.settings import SchedulingSettings
+
+
+class Deadlines:
+    """The promised times of held turns, the earliest first. Not thread-safe."""
+
+    def __init__(self, settings: SchedulingSettings) -> None:
+        self._settings = settings
+        self._promised: dict[str, float] = {}
+        self._heap: list[tuple[float, int, str]] = []
+        self._count = 0
+        self._recompute: dict[str, int] = {}
+        self._recompute_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._promised)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._promised)
+
+    def bound_s(self) -> float:
+        """What a turn that arrives now is promised."""
+        if self._settings.max_wait_s is not None:
+            return self._settings.max_wait_s
+        visits_s = self._recompute_tokens / self._settings.prefill_tokens_per_s
+        return max(self._settings.min_bound_s, visits_s / self._settings.visit_share)
+
+    def promise(self, rid: str, arrived_s: float, recompute_tokens: int) -> None:
+        """A turn is held that arrived at `arrived_s` and would recompute so many tokens of its session's context."""
+        assert rid not in self._promised, f"{rid} has a deadline already"
+        self._recompute[rid] = recompute_tokens
+        self._recompute_tokens += recompute_tokens
+        self._count += 1
+        deadline_s = arrived_s + self.bound_s()
+        self._promised[rid] = deadline_s
+        heapq.heappush(self._heap, (deadline_s, self._count, rid))
+
+    def settle(self, rid: str) -> None:
+        """The turn is held no longer."""
+        if self._promised.pop(rid, None) is not None:
+            self._recompute_tokens -= self._recompute.pop(rid)
+
+    def next_s(self) -> float | None:
+        """The earliest deadline."""
+        self._drop_settled()
+        return self._heap[0][0] if self._heap else None
+
+    def pop_due(self, now_s: float) -> str | None:
+        """The turn with the earliest deadline if that has passed; it is settled."""
+        self._drop_settled()
+        if not self._heap or self._heap[0][0] > now_s:
+            return None
+        rid = heapq.heappop(self._heap)[2]
+        self.settle(rid)
+        return rid
+
+    def _drop_settled(self) -> None:
+        while self._heap and self._promised.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
