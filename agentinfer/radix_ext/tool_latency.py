@@ -22,6 +22,7 @@ from agentinfer.radix_ext.gap_distribution import HINT_TRUST, Floats, GapDistrib
 from agentinfer.tool_gaps import KNOWN_GAPS, MAX_TOOLS, NO_TOOL, SEVERAL_TOOLS, ToolGaps, filed_under
 
 MAX_INDICES: Final = 16 * MAX_TOOLS
+_FIRST_ROWS: Final = 64
 
 _Key = tuple[tuple[str, ...], int | None]  # the distinct tools in order, the bucket of the expected seconds
 _Stamp = tuple[int, ...]
@@ -33,13 +34,15 @@ _INNER_EDGES_S: Final[Floats] = np.array(UPPER_EDGES_S[:-1])  # beyond the last 
 class ToolLatency:
     """Predictions over `gaps`, which it owns; the caller feeds it by `observe` and `observe_never`. Not thread-safe."""
 
-    def __init__(self, gaps: ToolGaps | None = None) -> None:
+    def __init__(self, gaps: ToolGaps | None = None, max_indices: int = MAX_INDICES) -> None:
+        """`max_indices`: how many different calls are known at once; more than those of sessions away at one time."""
         self.gaps = ToolGaps() if gaps is None else gaps
+        self._max_indices = max_indices
         self._indices: dict[_Key, int] = {}  # least recently asked for first
-        self._rates: Floats = np.zeros((64, NUM_BUCKETS))
+        self._rates: Floats = np.zeros((_FIRST_ROWS, NUM_BUCKETS))
         self._stamps: list[_Stamp | None] = []
         self._keys: list[_Key] = []
-        self._is_fresh = np.zeros(64, dtype=bool)
+        self._is_fresh = np.zeros(_FIRST_ROWS, dtype=bool)
         self._fresh_as_of = -1
 
     def observe(self, tools: Sequence[str], seconds: float, at_unix_s: float | None = None) -> None:
@@ -73,7 +76,7 @@ class ToolLatency:
     def index_of(self, tools: Sequence[str], expected_tool_s: float | None = None) -> int:
         """What `return_rates` knows these calls by; ask anew at each call.
 
-        It stands until `MAX_INDICES` others were asked for. Then others get it, and whoever kept it gets their rate.
+        It stands until `max_indices` others were asked for. Then others get it, and whoever kept it gets their rate.
         """
         key = _key(tools, expected_tool_s)
         index = self._indices.pop(key, None)
@@ -92,8 +95,18 @@ class ToolLatency:
         found: Floats = self._rates.ravel().take(indices * NUM_BUCKETS + buckets)
         return found
 
+    def check_integrity(self) -> None:
+        """Recomputes every row that counts as up to date; raises AssertionError naming what is not."""
+        self._outdate()
+        assert sorted(self._indices.values()) == list(range(len(self._keys))), "an index is lost or stands twice"
+        for key, index in self._indices.items():
+            assert self._keys[index] == key, f"index {index} stands for {self._keys[index]}, expected {key}"
+            if self._is_fresh[index] or self._stamps[index] == self._stamp(key[0]):
+                rates = self._distribution(key).return_rates()
+                assert np.array_equal(self._rates[index], rates), f"the rates of {key} are out of date"
+
     def _new_index(self, key: _Key) -> int:
-        if len(self._keys) < MAX_INDICES:
+        if len(self._keys) < self._max_indices:
             index = len(self._keys)
             self._keys.append(key)
             self._stamps.append(None)

@@ -249,6 +249,29 @@ def test_sessions_that_never_return_lower_the_rate_of_those_that_wait_long():
     assert leaving.distribution(("bash",)).expected_remaining_s() < 60
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("observe"), TOOLS, st.floats(0, 100)),
+            st.tuples(st.just("never"), TOOLS, st.none()),
+            st.tuples(st.just("ask"), TOOLS, st.one_of(st.none(), st.floats(0, 100))),
+        ),
+        max_size=150,
+    )
+)
+def test_no_rate_is_out_of_date(steps):
+    """With so few tools and indices that both are forgotten and come back all the time."""
+    latency = ToolLatency(ToolGaps(max_tools=2, half_life_gaps=4), max_indices=3)
+    for step, tools, number in steps:
+        if step == "observe":
+            latency.observe(tools, number)
+        elif step == "never":
+            latency.observe_never(tools)
+        else:
+            latency.return_rate(tools, 1.0, number)
+        latency.check_integrity()
+
+
 def test_indices_are_bounded_and_go_on_to_the_least_recently_asked_for():
     latency = ToolLatency()
     kept = latency.index_of(("bash",))
