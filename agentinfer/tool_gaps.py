@@ -74,7 +74,7 @@ class ToolGaps:
         before = histogram.version
         histogram.observe(seconds)
         self._latest[name] = LatestGap(max(seconds, 0.0), at_unix_s)
-        self._has_changed(histogram.version - before)
+        self._has_changed(name, histogram.version - before)
         return name
 
     def observe_never(self, tool_names: Sequence[str]) -> str:
@@ -83,7 +83,7 @@ class ToolGaps:
         histogram = self._histogram_of(name)
         before = histogram.version
         histogram.observe_never()
-        self._has_changed(histogram.version - before)
+        self._has_changed(name, histogram.version - before)
         return name
 
     def histogram(self, name: str) -> GapHistogram | None:
@@ -177,12 +177,13 @@ class ToolGaps:
             self.version += 1
         return histogram
 
-    def _has_changed(self, num_settled: int) -> None:
+    def _has_changed(self, name: str, num_settled: int) -> None:
         self.num_observed += 1
         self.version += num_settled
-        self._until_population -= 1
-        if self._until_population <= 0:
-            self._survey()
+        if name != NO_TOOL:
+            self._until_population -= 1
+            if self._until_population <= 0:
+                self._survey()
 
     def _survey(self) -> None:
         """Derive the population anew; again when there are a sixteenth more gaps."""

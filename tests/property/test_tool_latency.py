@@ -272,6 +272,21 @@ def test_no_rate_is_out_of_date(steps):
         latency.check_integrity()
 
 
+@pytest.mark.parametrize("tools", [("bash",), (), ("bash", "read")], ids=["one", "none", "several"])
+def test_rates_of_a_known_tool_follow_it_between_surveys_of_the_population(tools):
+    rng = np.random.default_rng(5)
+    latency = ToolLatency()
+    for gap_s in rng.lognormal(0, 1, 2000):
+        latency.observe(tools, gap_s)
+    index = np.array([latency.index_of(tools)])
+    rates = {latency.return_rates(index, np.array([1.0]))[0]}
+    for _ in range(300):
+        latency.observe(tools, 30.0)
+        latency.check_integrity()
+        rates.add(latency.return_rates(index, np.array([1.0]))[0])
+    assert 4 <= len(rates) <= 30, "not only when weights changed enough"
+
+
 def test_indices_are_bounded_and_go_on_to_the_least_recently_asked_for():
     latency = ToolLatency()
     kept = latency.index_of(("bash",))
