@@ -104,6 +104,29 @@ class SpeculationConfig(Feature):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SchedulingConfig(Feature):
+    """AgentSched: which sessions run, in which order, and what of theirs stays in the prefix cache."""
+
+    feature: ClassVar[str] = "scheduling"
+    requires: ClassVar[tuple[str, ...]] = ("sessions",)
+    summary: ClassVar[str] = (
+        "Run as many sessions at once as the prefix cache can hold, and keep what will be used again. "
+        "The same as SGLang's --schedule-policy agent."
+    )
+
+    scheduling: bool = option(False, "schedule by session with AgentSched (SGLang's --schedule-policy agent)")
+    sched_max_wait_s: float | None = option(
+        None,
+        "seconds after which a waiting turn runs whatever it costs; by default as few as cost a twentieth of the "
+        "engine's time",
+        low=1,
+    )
+    sched_latency_file: str | None = option(
+        None, "keep what was learned of how long tools take in this file, across restarts", metavar="FILE"
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class AgentInferConfig:
     """All features' settings. Raises ConfigError when an enabled feature lacks one that it needs."""
 
@@ -111,6 +134,7 @@ class AgentInferConfig:
     record: RecordConfig = RecordConfig()
     forced_replay: ForcedReplayConfig = ForcedReplayConfig()
     speculation: SpeculationConfig = SpeculationConfig()
+    scheduling: SchedulingConfig = SchedulingConfig()
 
     def __post_init__(self) -> None:
         enabled = self.enabled_features
@@ -163,7 +187,8 @@ class AgentInferConfig:
 
 
 FEATURES: Mapping[str, type[Feature]] = {
-    each.feature: each for each in (SessionsConfig, RecordConfig, ForcedReplayConfig, SpeculationConfig)
+    each.feature: each
+    for each in (SessionsConfig, RecordConfig, ForcedReplayConfig, SpeculationConfig, SchedulingConfig)
 }
 
 

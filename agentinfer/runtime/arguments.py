@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agentinfer.config import (
-    DISABLE_VARIABLE,
     AgentInferConfig,
     ResolvedConfig,
-    SpeculationConfig,
     add_flags,
     all_options,
     is_our_key,
@@ -27,6 +25,7 @@ from agentinfer.config import (
 )
 from agentinfer.errors import ConfigError
 from agentinfer.models import DEFAULT_MODEL, PREFIX
+from agentinfer.runtime.named_features import NAMED_FEATURES, scheduling_flags, speculation_flags
 
 USAGE = "python -m agentinfer.launch_server [--model-path PATH] [SGLang's flags] [agentinfer's flags]"
 
@@ -34,10 +33,6 @@ USAGE = "python -m agentinfer.launch_server [--model-path PATH] [SGLang's flags]
 _EMBEDDED_DTYPES = {"float": "float32", "float32": "float32", "half": "float16", "float16": "float16"}
 
 _CONFIG_FLAG = "--config"
-
-# SGLang's flag that names the algorithm, and ours by that name: the flag switches the feature, and the other way round.
-_ALGORITHM_FLAG = "--speculative-algorithm"
-AGENT_SAM = "AGENT_SAM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +69,13 @@ def split_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Comma
     content = {} if file_name is None else _read_yaml(file_name)
     ours = {key: value for key, value in content.items() if is_our_key(key)}
     theirs = {key: value for key, value in content.items() if not is_our_key(key)}
-    given = vars(flags)
-    is_named = _named_algorithm(rest, theirs).upper() == AGENT_SAM
-    if is_named:
-        given = {SpeculationConfig.switch().name: True, **given}
+    named = [each for each in NAMED_FEATURES if each.is_named(rest, theirs)]
+    given = {**{each.settings.switch().name: True for each in named}, **vars(flags)}
     resolved = resolve_config(given, environ, ours, file_name or "")
-    is_dropped = is_named and not resolved.config.speculation.enabled
-    if is_dropped:
-        rest, theirs = _without_algorithm(resolved, rest, theirs)
-    return CommandLine(resolved, tuple(rest), theirs, file_is_shared=bool(ours) or is_dropped)
+    gone = [each for each in named if each.must_go(resolved)]
+    for each in gone:
+        rest, theirs = each.without(rest, theirs)
+    return CommandLine(resolved, tuple(rest), theirs, file_is_shared=file_name is not None and bool(ours or gone))
 
 
 def engine_options_given(line: CommandLine, parser: QuietParser) -> dict[str, object]:
@@ -147,14 +140,9 @@ def completing_flags(
         if chosen:
             notes.append(f"the embedded model {name} comes with {' '.join(chosen)}")
     if config.speculation.enabled:
-        algorithm = str(given.get("speculative_algorithm") or AGENT_SAM)
-        if algorithm.upper() != AGENT_SAM:
-            raise ConfigError(
-                f"{_ALGORITHM_FLAG} {algorithm} was given together with {SpeculationConfig.switch().flag}, which is "
-                f"{AGENT_SAM}: an engine has one speculative algorithm. Leave one of them out"
-            )
-        if "speculative_algorithm" not in given:
-            flags += [_ALGORITHM_FLAG, AGENT_SAM]
+        flags += speculation_flags(given)
+    if config.scheduling.enabled:
+        flags += scheduling_flags(given)
     if config.sessions.enabled:
         # Our metrics are on the engine's /metrics route, and sessions report how much of a prompt was cached.
         chosen = [_flag(each) for each in ("enable_metrics", "enable_cache_report") if each not in given]
@@ -180,40 +168,6 @@ def engine_command_line(line: CommandLine, extra: Sequence[str]) -> Iterator[lis
         copy.flush()
         argv[argv.index(_CONFIG_FLAG) + 1] = copy.name
         yield argv
-
-
-def _named_algorithm(argv: Sequence[str], file: Mapping[str, object]) -> str:
-    """The speculative algorithm that SGLang is asked for, by its flag or in its file; empty for none."""
-    named = str(file.get(_ALGORITHM_FLAG.removeprefix("--"), ""))
-    for index, word in enumerate(argv):
-        flag, has_value, value = word.partition("=")
-        if _is_algorithm_flag(flag):
-            named = value if has_value else "".join(argv[index + 1 : index + 2])
-    return named
-
-
-def _without_algorithm(
-    resolved: ResolvedConfig, argv: Sequence[str], file: Mapping[str, object]
-) -> tuple[list[str], dict[str, object]]:
-    """Takes the algorithm out where an operator disabled the feature. Raises ConfigError where settings disagree."""
-    source = resolved.sources[SpeculationConfig.switch().name]
-    if source != DISABLE_VARIABLE:
-        raise ConfigError(
-            f"{_ALGORITHM_FLAG} {AGENT_SAM} was given, but {source} turns {SpeculationConfig.feature} off: "
-            f"leave one of them out"
-        )
-    kept: list[str] = []
-    is_value = False
-    for word in argv:
-        if not is_value and not _is_algorithm_flag(word.partition("=")[0]):
-            kept.append(word)
-        is_value = not is_value and "=" not in word and _is_algorithm_flag(word)
-    return kept, {key: value for key, value in file.items() if f"--{key}" != _ALGORITHM_FLAG}
-
-
-def _is_algorithm_flag(word: str) -> bool:
-    # SGLang's parser takes abbreviations; this one is the shortest that no other flag shares.
-    return word.startswith("--speculative-al") and _ALGORITHM_FLAG.startswith(word)
 
 
 def _flag(destination: str) -> str:

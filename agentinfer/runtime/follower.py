@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,12 @@ from agentinfer.hints import parse_hints
 from agentinfer.messages import Api, Conversation, Reply
 from agentinfer.metrics import Metrics
 from agentinfer.prefix_doctor import Diagnosis, diagnose
+from agentinfer.radix_ext.latency_file import LatencyFile
 from agentinfer.record import RecordWriter, TurnRecord
+from agentinfer.runtime.scheduling.channel import SchedulerChannel
+from agentinfer.runtime.tool_times import ToolTimes
 from agentinfer.runtime.turns import FollowedTurn
 from agentinfer.sessions import Outcome, SessionTable
-from agentinfer.tool_gaps import ToolGaps
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +67,21 @@ class TurnFollower:
         engine: EngineFacts,
         about: Mapping[str, Any],
         recorder: RecordWriter | None = None,
+        channel: SchedulerChannel | None = None,
+        latency_file: LatencyFile | None = None,
     ) -> None:
-        """`about` is shown by `status` as it is."""
+        """`about` is shown by `status` as it is. `channel` is there when the scheduler wants to hear of sessions.
+
+        What is learned of tools is kept in `latency_file`, where there is one.
+        """
         self.table = table
         self._clock = clock
         self._metrics = metrics
         self._engine = engine
         self._about = about
         self._recorder = recorder
-        self._gaps = ToolGaps()
+        self._channel = channel
+        self._tool_times = ToolTimes(clock, metrics, latency_file)
         self._started_s, self._started_unix_s = clock.monotonic_s(), clock.unix_s()
         self._turns: Counter[str] = Counter()
         self._causes: Counter[str] = Counter()
@@ -93,9 +101,9 @@ class TurnFollower:
         if conversation is None:
             return None
         turn = self.table.begin_turn(hints, conversation)
-        if turn.tool_gap_s is not None:
-            tool = self._gaps.observe(turn.tool_names, turn.tool_gap_s)
-            self._metrics.tool_gap(tool, turn.tool_gap_s)
+        self._tool_times.turn_begun(turn)
+        if self._channel is not None:
+            self._channel.turn_begun()
         return FollowedTurn(
             turn=turn,
             hints=hints,
@@ -113,6 +121,13 @@ class TurnFollower:
         except Exception:
             logger.exception("agentinfer: a turn of session %s could not be written down", followed.session_id)
             self.table.abandon(followed.turn)
+        self._tool_times.turn_finished(self.table.get(followed.session_id), outcome)
+        if self._channel is not None:
+            self._tell(self._channel, followed.session_id, outcome)
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs beside the server until it ends."""
+        return [self.keep_house()] if self._channel is None else [self.keep_house(), self._channel.keep_time()]
 
     async def keep_house(self) -> None:
         """Forget expired sessions and bring the gauges up to date, every few seconds until cancelled."""
@@ -121,7 +136,18 @@ class TurnFollower:
             self._metrics.sessions(self.table.counts(), self.table.totals, self.table.size_bytes)
             if self._recorder is not None:
                 self._metrics.record_dropped(self._recorder.num_dropped)
+            await self._tool_times.save_if_due()
             await asyncio.sleep(HOUSEKEEPING_PERIOD_S)
+
+    def session_gone(self, session_id: str) -> None:
+        """The table calls this: no further turn of the session is expected."""
+        self._tool_times.session_gone(session_id, is_forgotten=self.table.get(session_id) is None)
+        if self._channel is not None:
+            self._channel.session_gone(session_id)
+
+    def close(self) -> None:
+        """The server ends: keep what is to be kept."""
+        self._tool_times.close()
 
     def status(self) -> dict[str, Any]:
         """What `GET /agentinfer/status` answers."""
@@ -135,7 +161,8 @@ class TurnFollower:
             "turns": dict(self._turns),
             "prefix": dict(self._causes),
             "tokens": dict(self._tokens),
-            "tools": {name: summary.as_dict() for name, summary in self._gaps.summaries().items()},
+            "tools": self._tool_times.status(),
+            **({} if self._channel is None else {"scheduling": self._channel.status()}),
             "record": None if record is None else {"path": str(record.path), "dropped": record.num_dropped},
         }
 
@@ -156,6 +183,17 @@ class TurnFollower:
         self._annotate(followed, outcome, reply, diagnosis)
         self._count(followed, outcome, diagnosis)
         self._record(followed, reply)
+
+    def _tell(self, channel: SchedulerChannel, session_id: str, outcome: Outcome) -> None:
+        """What the end of a turn means for the scheduler."""
+        channel.turn_finished()
+        view = self.table.get(session_id)
+        if view is None or view.num_running or view.state == "finished":
+            return  # the table tells of sessions that it forgets or that are finished
+        if outcome == "client_gone":
+            channel.session_gone(session_id)
+        elif view.tool_names:
+            channel.tools_called(session_id, view.tool_names, self._clock.monotonic_s() - view.idle_s)
 
     def _annotate(self, followed: FollowedTurn, outcome: Outcome, reply: Reply, diagnosis: Diagnosis | None) -> None:
         turn, usage = followed.turn, followed.usage

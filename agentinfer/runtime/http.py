@@ -22,10 +22,12 @@ from agentinfer.config import AgentInferConfig
 from agentinfer.errors import ConfigError, HintError
 from agentinfer.messages import shortened
 from agentinfer.metrics import Metrics
+from agentinfer.radix_ext.latency_file import LatencyFile
 from agentinfer.record import RecordWriter
 from agentinfer.runtime.exchange import App, Exchange, Receive, Scope, Send
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.refusals import RefusedRequest, check_model, read_object, send_refusal
+from agentinfer.runtime.scheduling.channel import connect
 from agentinfer.runtime.seams import Seam
 from agentinfer.runtime.turns import FollowedTurn, current_turn
 from agentinfer.sessions import SessionTable
@@ -88,11 +90,13 @@ class FollowTurns:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._follower = self._start()
-        housekeeping = asyncio.create_task(self._follower.keep_house())
+        tasks = [asyncio.create_task(each) for each in self._follower.background()]
         try:
             await self._app(scope, receive, send)
         finally:
-            housekeeping.cancel()
+            for task in tasks:
+                task.cancel()
+            self._follower.close()
 
     async def _follow(self, follower: TurnFollower, scope: Scope, exchange: Exchange) -> None:
         await exchange.read_body()
@@ -144,11 +148,13 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
 
     clock = SystemClock()
     recorder = None if config.record.record is None else _open_record(Path(config.record.record), model, clock)
+    kept_in = config.scheduling.sched_latency_file if config.scheduling.enabled else None
+    latency_file = None if kept_in is None else LatencyFile(Path(kept_in), clock)
     followers: list[TurnFollower] = []
     is_warm = threading.Event()
 
     def start() -> TurnFollower:
-        followers[:] = [_follower(config, model, clock, recorder)]
+        followers[:] = [_follower(config, model, clock, recorder, latency_file)]
         return followers[0]
 
     served = (model, *aliases) if config.sessions.check_model else None
@@ -157,17 +163,25 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
     return is_warm.set
 
 
-def _follower(config: AgentInferConfig, model: str, clock: Clock, recorder: RecordWriter | None) -> TurnFollower:
+def _follower(
+    config: AgentInferConfig,
+    model: str,
+    clock: Clock,
+    recorder: RecordWriter | None,
+    latency_file: LatencyFile | None,
+) -> TurnFollower:
     from sglang.srt.runtime_context import get_device, get_schedule
 
     settings = config.sessions
-    return TurnFollower(
+    channel = connect(clock) if config.scheduling.enabled else None
+    follower = TurnFollower(
         table=SessionTable(
             max_sessions=settings.max_sessions,
             expiry_s=settings.session_expiry_s,
             clock=clock,
             ids=lambda: f"s-{uuid.uuid4().hex[:16]}",
             max_bytes=settings.session_text_mb << 20,
+            on_gone=lambda session_id: follower.session_gone(session_id),
         ),
         clock=clock,
         metrics=Metrics(),
@@ -178,7 +192,10 @@ def _follower(config: AgentInferConfig, model: str, clock: Clock, recorder: Reco
             "features": list(config.enabled_features),
         },
         recorder=recorder,
+        channel=channel,
+        latency_file=latency_file,
     )
+    return follower
 
 
 def _open_record(path: Path, model: str, clock: Clock) -> RecordWriter:

@@ -14,6 +14,7 @@ _INSTALLERS = {
     "sessions": ("agentinfer.runtime.requests",),
     "forced_replay": ("agentinfer.runtime.forced",),
     "speculation": ("agentinfer.runtime.speculation.registration",),
+    "scheduling": ("agentinfer.runtime.scheduling.registration",),
 }
 
 

@@ -15,6 +15,8 @@ from agentinfer.runtime.turns import FollowedTurn, current_turn
 
 # The key under which the hints' wire form travels in sampling_params.custom_params.
 HINTS_KEY = "agentinfer"
+# Beside it, when the request arrived, in seconds on this process's clock.
+ARRIVAL_KEY = "agentinfer_arrived_s"
 
 SEAMS = (
     Seam(
@@ -59,6 +61,7 @@ def _put_in(manager: Any, obj: Any, followed: FollowedTurn) -> None:
     params = dict(obj.sampling_params or {})
     custom = dict(params.get("custom_params") or {})
     custom[HINTS_KEY] = followed.wire()
+    custom[ARRIVAL_KEY] = followed.arrived_s
     if followed.hints.forced is not None:
         custom[FORCED_KEY] = _forced_ids(manager, params, followed)
         params["max_new_tokens"] = len(custom[FORCED_KEY])

@@ -38,6 +38,7 @@ _SEAM_MODULES = (
     "agentinfer.runtime.requests",
     "agentinfer.runtime.forced",
     "agentinfer.runtime.speculation.seam_rows",
+    "agentinfer.runtime.scheduling.seam_rows",
     "agentinfer.runtime.cpu.hooks",
 )
 

@@ -6,7 +6,7 @@ Knows nothing of requests; `SessionTable` decides what becomes of a session. Own
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -24,7 +24,8 @@ class SessionStore:
     themselves. A session with a turn under way never gives way, so the limits can be exceeded by what is running.
     """
 
-    def __init__(self, max_sessions: int, max_bytes: int) -> None:
+    def __init__(self, max_sessions: int, max_bytes: int, on_removed: Callable[[str], None] | None = None) -> None:
+        """`on_removed` is called with the id of each session that is forgotten, for whatever reason."""
         self.index = ContentIndex()
         self.totals: Counter[str] = Counter()
         """Since the start: sessions ``begun``, ``expired``, ``evicted``, ``closed``; ``texts_dropped``."""
@@ -32,6 +33,7 @@ class SessionStore:
         """What the sessions are counted as holding."""
         self._max_sessions = max_sessions
         self._max_bytes = max_bytes
+        self._on_removed = on_removed
         self._sessions: OrderedDict[str, Session] = OrderedDict()  # least recently used first
         self._with_texts: OrderedDict[str, None] = OrderedDict()  # sessions whose snapshot holds texts, same order
         self._in_tool: OrderedDict[str, None] = OrderedDict()  # sessions with pending tools, longest waiting first
@@ -111,6 +113,8 @@ class SessionStore:
         self._in_tool.pop(session.session_id, None)
         self.index.remove_session(session.session_id)
         self.size_bytes -= session.size_bytes
+        if self._on_removed is not None:
+            self._on_removed(session.session_id)
 
     def expire(self, horizon_s: float) -> tuple[str, ...]:
         """Remove the sessions last used at or before `horizon_s` that are not running; their ids."""

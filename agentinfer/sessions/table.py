@@ -34,11 +34,15 @@ class SessionTable:
         clock: Clock,
         ids: Callable[[], str],
         max_bytes: int = 256 << 20,
+        on_gone: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_gone` is called with the id of each session of which no further turn is expected: finished, closed, or
+        forgotten. One that comes back is known by its next turn."""
         self._expiry_s = expiry_s
         self._clock = clock
         self._ids = ids
-        self._store = SessionStore(max_sessions, max_bytes)
+        self._on_gone = on_gone or (lambda session_id: None)
+        self._store = SessionStore(max_sessions, max_bytes, self._on_gone)
         self._next_serial = 0
 
     def begin_turn(self, hints: AgentHints, conversation: Conversation, api: Api | None = None) -> Turn:
@@ -97,6 +101,8 @@ class SessionTable:
         session.is_finished = session.is_finished or (turn.hints.last and outcome == "ok")
         session.replied_s = self._clock.monotonic_s()
         self._store.touch(session, session.replied_s)
+        if session.state == "finished":
+            self._on_gone(session.session_id)
         self._store.enforce_limits()
 
     def abandon(self, turn: Turn) -> None:
@@ -122,6 +128,7 @@ class SessionTable:
             self._store.totals["closed"] += 1
         session.is_finished = True
         self._store.wait_for_tools(session, (), ())
+        self._on_gone(session_id)
         return True
 
     def expire(self) -> tuple[str, ...]:

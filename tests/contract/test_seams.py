@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import agentinfer.runtime
-from agentinfer.config import AgentInferConfig, ForcedReplayConfig, SpeculationConfig
+from agentinfer.config import AgentInferConfig, ForcedReplayConfig, SchedulingConfig, SpeculationConfig
 from agentinfer.errors import SeamError
 from agentinfer.runtime import proof
 from agentinfer.runtime.lifecycle import take_proofs
@@ -26,7 +26,11 @@ from agentinfer.runtime.source_check import SourceTree, check_source
 
 pytestmark = pytest.mark.sglang
 
-ALL_ON = AgentInferConfig(forced_replay=ForcedReplayConfig(True), speculation=SpeculationConfig(True))
+ALL_ON = AgentInferConfig(
+    forced_replay=ForcedReplayConfig(True),
+    speculation=SpeculationConfig(True),
+    scheduling=SchedulingConfig(True),
+)
 
 # Runs in a process of its own, since hooks cannot be taken back. argv: the kind of process; stdin: what to do before
 # plugins are loaded. Prints the proof, then for each hook what the proof says once that hook is undone in either way.

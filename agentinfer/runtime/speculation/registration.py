@@ -9,7 +9,7 @@ from typing import Any
 
 from agentinfer.config import AgentInferConfig, SpeculationConfig
 from agentinfer.errors import ConfigError, SeamError
-from agentinfer.runtime.arguments import AGENT_SAM
+from agentinfer.runtime.named_features import AGENT_SAM
 from agentinfer.runtime.speculation.seam_rows import INIT_WORKER
 
 # NGRAM's default, for the same reason: each request holds room for two steps' drafts.

@@ -1,0 +1,27 @@
+"""What the engine side is made of: the policy with its settings and what was learned before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentinfer.config import SchedulingConfig
+from agentinfer.radix_ext import latency_file
+from agentinfer.radix_ext.facade import Policy
+from agentinfer.radix_ext.policy import AgentPolicy
+from agentinfer.radix_ext.settings import SchedulingSettings
+from agentinfer.radix_ext.tool_latency import ToolLatency
+
+
+def make_policy(config: SchedulingConfig, capacity_tokens: int) -> Policy:
+    """The policy for a cache of `capacity_tokens`; the same on every rank."""
+    return AgentPolicy(SchedulingSettings(max_wait_s=config.sched_max_wait_s), capacity_tokens, _learned(config))
+
+
+def _learned(config: SchedulingConfig) -> ToolLatency:
+    """What the HTTP process has on disk of tools' latencies; that process alone writes the file."""
+    if config.sched_latency_file is None:
+        return ToolLatency()
+    try:
+        return ToolLatency(latency_file.read(Path(config.sched_latency_file)))
+    except latency_file.LatencyFileError:
+        return ToolLatency()  # the HTTP process says so, and sets the file aside

@@ -1,0 +1,230 @@
+"""AgentSched's prefix cache: SGLang's real one, on the CPU, without a server: mirror, eviction, turns' ends."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from tests.scheduling_builders import CacheHarness, RecordingPolicy, Request
+
+pytestmark = pytest.mark.sglang
+
+
+def tokens(rng: random.Random, count: int) -> list[int]:
+    # Few different tokens, so that contexts part inside nodes.
+    return [rng.randrange(3) for _ in range(count)]
+
+
+def run_turn(
+    harness: CacheHarness, rid: str, session: str | None, prompt: list[int], reply: int = 3, **hints: Any
+) -> Request:
+    request = Request(rid, prompt, session, **hints)
+    harness.book.arrived(request)
+    assert harness.start(request)
+    for _ in range(reply):
+        assert harness.decode(request, 7)
+    harness.end(request)
+    harness.check()
+    return request
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mirror_follows_any_traffic(seed: int) -> None:
+    """Random sessions that share, part, grow, abort, retract and end in a cache that is always too small."""
+    rng = random.Random(seed)
+    harness = CacheHarness(size=rng.choice((120, 200)), num_requests=6)
+    contexts: dict[str, list[int]] = {}
+    queue: list[Request] = []
+    for step in range(400):
+        action = rng.random()
+        if action < 0.35:
+            name = f"s{rng.randrange(8)}"
+            known = contexts.setdefault(name, tokens(rng, 6))
+            keep = rng.randrange(len(known) // 2, len(known) + 1)
+            prompt = (known[:keep] + tokens(rng, rng.randrange(1, 9)))[:60]
+            request = Request(f"r{step}", prompt, name if rng.random() < 0.8 else None)
+            harness.book.arrived(request)
+            queue.append(request)
+        elif action < 0.6 and queue:
+            request = queue.pop(rng.randrange(len(queue)))
+            if rng.random() < 0.1:
+                harness.book.dropped(request.rid)
+            elif not harness.start(request):
+                queue.append(request)
+        elif action < 0.85 and harness.running:
+            for request in list(harness.running):
+                if not harness.decode(request, rng.randrange(3)):
+                    harness.retract(request)
+                    queue.append(request)
+        elif action < 0.93 and harness.running:
+            request = rng.choice(harness.running)
+            session = harness.book.session_of(request)
+            harness.end(request, is_abort=rng.random() < 0.2)
+            if session in contexts:
+                contexts[session] = list(request.get_fill_ids())
+        elif action < 0.96:
+            harness.book.session_ended(f"s{rng.randrange(8)}")
+        elif action < 0.98:
+            harness.evict(rng.randrange(1, 40))
+        elif not harness.running:
+            harness.cache.reset()
+            harness.allocator.clear()
+            harness.pool.clear()
+        harness.check()
+    assert harness.cache.num_unordered_evictions == 0
+    for request in list(harness.running):
+        harness.end(request)
+    harness.book.sweep(())
+    for name in contexts:
+        harness.book.session_ended(name)
+    assert len(harness.book) == 0
+    assert not harness.policy.paths._frontier
+    assert harness.evict(10_000) + harness.allocator.available_size() >= harness.size
+    harness.check()
+    assert len(harness.policy.paths) == 0
+
+
+def test_session_ends_where_its_context_does() -> None:
+    harness = CacheHarness(size=200)
+    run_turn(harness, "a1", "a", list(range(100, 120)), reply=4)
+    assert harness.policy.paths.cached_tokens("a") == 24
+    run_turn(harness, "b1", "b", list(range(100, 110)) + list(range(10)), reply=2)
+    assert harness.policy.paths.cached_tokens("a") == 24
+    assert harness.policy.paths.cached_tokens("b") == 22
+
+
+def test_context_of_an_ended_session_goes_first() -> None:
+    harness = CacheHarness(size=60)
+    run_turn(harness, "a1", "a", list(range(100, 120)), reply=0)
+    run_turn(harness, "b1", "b", list(range(200, 220)), reply=0)
+    harness.book.session_ended("b")
+    harness.evict(20)
+    assert harness.policy.paths.cached_tokens("a") == 20
+    assert harness.policy.paths.cached_tokens("b") == 0
+    harness.check()
+
+
+def test_request_without_a_session_leaves_nothing_behind() -> None:
+    harness = CacheHarness(size=60)
+    run_turn(harness, "x", None, list(range(20)))
+    assert harness.policy.events == [
+        ("arrived", "x", "request x"),
+        ("started", "x"),
+        ("finished", "x", 23, True),
+        ("ended", "request x"),
+    ]
+    assert not harness.policy.paths._frontier
+
+
+def test_session_that_ended_while_its_turn_ran_is_nobodys_afterwards() -> None:
+    harness = CacheHarness(size=60)
+    request = Request("a1", list(range(20)), "a")
+    harness.book.arrived(request)
+    assert harness.start(request)
+    harness.book.session_ended("a")
+    assert harness.policy.paths.cached_tokens("a") == 20
+    harness.end(request, is_abort=True)
+    assert harness.policy.events[-2:] == [("dropped", "a1"), ("ended", "a")]
+    assert not harness.policy.paths._frontier
+
+
+def test_retracted_request_waits_again_with_its_context_still_its_sessions() -> None:
+    harness = CacheHarness(size=60)
+    request = Request("a1", list(range(20)), "a")
+    harness.book.arrived(request)
+    assert harness.start(request)
+    harness.retract(request)
+    assert harness.policy.events == [("arrived", "a1", "a"), ("started", "a1"), ("requeued", "a1")]
+    harness.check()
+    assert harness.start(request)
+    assert request.num_cached == 19
+    harness.end(request)
+    harness.check()
+
+
+def test_running_requests_are_never_evicted_and_their_memory_is_found_by_no_order() -> None:
+    harness = CacheHarness(size=60)
+    request = Request("a1", list(range(50)), "a")
+    harness.book.arrived(request)
+    assert harness.start(request)
+    assert harness.evict(60) == 0
+    harness.check()
+
+
+def test_leaves_that_the_policy_never_offers_are_evicted_all_the_same() -> None:
+    policy = RecordingPolicy()
+    policy.victims = lambda now_s: iter(())  # type: ignore[method-assign, assignment]
+    harness = CacheHarness(size=60, policy=policy)
+    run_turn(harness, "a1", "a", list(range(20)))
+    assert harness.evict(60) == 23
+    assert harness.cache.num_unordered_evictions == 2  # the reply, then the prompt
+    harness.check()
+
+
+def test_node_that_leaves_for_the_host_leaves_the_mirror_and_returns_to_it() -> None:
+    import torch
+    from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
+
+    harness = CacheHarness(size=60)
+    core = harness.cache.tree_core
+    core.set_hicache_enabled()
+    request = run_turn(harness, "a1", "a", list(range(20)), reply=4)
+    nodes = [node for node in core._collect_all_nodes() if node is not core.root_node]
+    for node in nodes:
+        core.commit_backup(node.id, torch.arange(len(node.key)), {})
+    assert harness.evict(60) == 24
+    core.check_mirror()
+    assert harness.policy.paths.cached_tokens("a") == 0
+    assert all(node.backuped and node.evicted for node in nodes)
+
+    transfer = PoolTransfer(
+        name=PoolName.KV,
+        host_indices=torch.cat([node.component_data[0].host_value for node in nodes]),
+        nodes_to_load=[node.id for node in nodes],
+    )
+    core.commit_load_back(nodes[-1].id, harness.allocator.alloc(24), transfer, {})
+    core.check_mirror()
+    assert len(harness.policy.paths) == len(nodes)
+    # Computed again instead: the same nodes come back by an insert.
+    assert harness.evict(60) == 24
+    run_turn(harness, "a2", "a", list(request.get_fill_ids()), reply=0)
+    core.check_mirror()
+    assert harness.policy.paths.cached_tokens("a") == 24
+
+
+def test_mirror_that_differs_is_noticed() -> None:
+    harness = CacheHarness(size=60)
+    run_turn(harness, "a1", "a", list(range(20)), reply=0)
+    (node,) = list(harness.policy.paths._nodes)[1:]
+    harness.policy.paths.remove(node)
+    with pytest.raises(AssertionError, match="on the device but not in the mirror"):
+        harness.cache.sanity_check()
+
+
+def test_answers_of_the_cache_are_upstreams_while_there_is_room() -> None:
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+    def python_cache(params: Any) -> Any:
+        params.tree_core_backend = "python"
+        return UnifiedRadixCache(params)
+
+    ours, stock = CacheHarness(size=4000), CacheHarness(size=4000, cache_class=python_cache)
+    rng = random.Random(3)
+    contexts: dict[str, list[int]] = {f"s{n}": tokens(rng, 8) for n in range(6)}
+    for turn in range(60):
+        name = rng.choice(sorted(contexts))
+        prompt = contexts[name][: rng.randrange(1, len(contexts[name]) + 1)] + tokens(rng, 5)
+        seen = []
+        for harness in (ours, stock):
+            request = Request(f"t{turn}", prompt, name)
+            harness.book.arrived(request)
+            assert harness.start(request)
+            for token in (1, 2):
+                harness.decode(request, token)
+            harness.end(request)
+            seen.append(request.num_cached)
+        assert seen[0] == seen[1]
+        contexts[name] = [*prompt, 1, 2]
+    ours.check()
