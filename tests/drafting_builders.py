@@ -75,9 +75,9 @@ def draft(
     num_nodes = np.full(len(streams), -77, np.int32)
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     tokens = int32s(token for row in rows for token in row)
-    module.draft_batch(
-        streams, tokens, offsets, max_nodes, max_children, worth, outputs[0], outputs[1], probability, num_nodes
-    )
+    batch = module.DraftRows(max_nodes, outputs[0], outputs[1], probability, num_nodes)
+    num_drafted = module.draft_batch(streams, tokens, offsets, batch, max_children, worth)
+    assert num_drafted == num_nodes.sum() - len(streams)
     drafts = []
     for row, count in enumerate(num_nodes.tolist()):
         first, end = row * width, row * width + count
@@ -130,16 +130,21 @@ def _messages(limit: int) -> list[list[dict[str, Any]]]:
 class InlineBuilder:
     """Runs jobs when told to, in the caller's thread: the background builder without its thread.
 
-    `run` runs chunks, all or so many; jobs of one key one after the other, as submitted.
+    `run` runs chunks, all or so many; jobs of one key one after the other, as submitted. With `does_at_once` what is to
+    be run at once is, where no other job waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, does_at_once: bool = False) -> None:
         self.jobs: list[InlineJob] = []
         self.is_full = False
+        self.does_at_once = does_at_once
 
-    def submit(self, key: object, chunks: Iterable[Callable[[], object]]) -> InlineJob:
+    def submit(self, key: object, chunks: Iterable[Callable[[], object]], *, at_once: int = 0) -> InlineJob:
         job = InlineJob(iter(chunks), is_refused=self.is_full)
-        if not self.is_full:
+        if self.does_at_once and not self.jobs:
+            while at_once and job.run_chunk():
+                at_once -= 1
+        if not job.ended:
             self.jobs.append(job)
         return job
 
@@ -189,6 +194,7 @@ def drafting(name: str) -> Any:
     return SimpleNamespace(
         Automaton=reference.Automaton,
         DraftModel=reference_drafting.DraftModel,
+        DraftRows=reference_drafting.DraftRows,
         DraftStream=reference_drafting.DraftStream,
         draft_batch=reference_drafting.draft_batch,
     )

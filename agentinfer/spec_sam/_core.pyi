@@ -169,9 +169,17 @@ class DraftStream:
 
     def take_credits(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]: ...
 
-def draft_batch(streams: Sequence[DraftStream], tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64], max_nodes: int, max_children: int, min_path_probability: float, tokens_out: numpy.typing.NDArray[numpy.int32], parents_out: numpy.typing.NDArray[numpy.int32], probability_out: numpy.typing.NDArray[numpy.float32], num_nodes_out: numpy.typing.NDArray[numpy.int32]) -> None:
+class DraftRows:
+    """
+    The caller's flat arrays for the drafts of a batch, max_nodes + 1 wide a stream (num_nodes_out: 1).
+    Looked at once, so that a call with them takes no time for it.
+    """
+
+    def __init__(self, max_nodes: int, tokens_out: numpy.typing.NDArray[numpy.int32], parents_out: numpy.typing.NDArray[numpy.int32], probability_out: numpy.typing.NDArray[numpy.float32], num_nodes_out: numpy.typing.NDArray[numpy.int32]) -> None: ...
+
+def draft_batch(streams: Sequence[DraftStream], tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64], rows: DraftRows, max_children: int, min_path_probability: float) -> int:
     """
     Takes tokens[offsets[i]:offsets[i + 1]] into streams[i] and drafts what may come next: a tree of at most
-    max_nodes tokens, best first, written into row i (max_nodes + 1 wide) of the caller's flat arrays.
-    Node 0 is the stream's last token, parent -1, probability 1; padding has parent -1, probability 0.
+    max_nodes tokens, best first, written into row i. Node 0 is the stream's last token, parent -1,
+    probability 1; padding has parent -1, probability 0. Returns how many tokens were drafted in all.
     """

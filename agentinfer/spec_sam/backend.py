@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Continuation,
         Cursor,
         DraftModel,
+        DraftRows,
         DraftStream,
         Match,
         StateInfo,
@@ -46,6 +47,7 @@ else:
     extend_batch = _automata.extend_batch
     match_batch = _automata.match_batch
     DraftModel = _drafting.DraftModel
+    DraftRows = _drafting.DraftRows
     DraftStream = _drafting.DraftStream
     draft_batch = _drafting.draft_batch
 
@@ -55,6 +57,7 @@ __all__ = [
     "Continuation",
     "Cursor",
     "DraftModel",
+    "DraftRows",
     "DraftStream",
     "Match",
     "StateInfo",

@@ -3,6 +3,7 @@
 A job is a series of chunks, each a call of about a millisecond that releases the interpreter lock for most of it. Jobs
 of one key run in the order of their submission; between keys the thread takes turns chunk by chunk, so that a short
 turn does not wait for a long prompt. A full queue refuses jobs instead of growing: that request decodes without drafts.
+A job that takes less time than handing it over can be run by its submitter, if the key's earlier jobs have ended.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Job:
 
 
 class BackgroundBuilder:
-    """Runs jobs in one daemon thread, started by the first job and stopped with the builder or the interpreter.
+    """Runs jobs in one daemon thread, started when it is first needed and stopped with the builder or the interpreter.
 
     Any thread may call any method; none waits for a chunk but `drain` and `stop`. At most `max_jobs` are unfinished at
     a time. `niceness` is added to the thread's own on Linux, so that on few cores the decode path goes first.
@@ -71,11 +72,22 @@ class BackgroundBuilder:
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
 
-    def submit(self, key: Hashable, chunks: Iterable[Chunk]) -> Job:
+    def submit(self, key: Hashable, chunks: Iterable[Chunk], *, at_once: int = 0) -> Job:
         """Queues `chunks` behind the key's other jobs. The iterable is advanced in the thread, one chunk at a time. An
-        exception from a chunk, or from the iterable, is logged and ends this job alone."""
-        job = Job(key, iter(chunks), self._queue)
-        if self._queue.put(job):
+        exception from a chunk, or from the iterable, is logged and ends this job alone.
+
+        Where the key has no other job, the first `at_once` chunks are run here instead, before this returns."""
+        coming = iter(chunks)
+        job = Job(key, coming, self._queue)
+        if at_once and self._queue.claim(job):
+            outcome = None
+            while outcome is None and at_once and job.state is JobState.RUNNING:
+                outcome = _run_chunk(job, coming)
+                at_once -= 1
+            self._queue.put_back(job, outcome)
+            if not job.ended:
+                self._ensure_started()
+        elif self._queue.put(job):
             self._ensure_started()
         return job
 
@@ -122,10 +134,12 @@ class _Queue:
 
     def __init__(self, max_jobs: int) -> None:
         self._max_jobs = max_jobs
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
+        self._has_turns = threading.Condition(self._lock)
+        self._is_idle = threading.Condition(self._lock)
         self._by_key: dict[Hashable, deque[Job]] = {}  # unfinished jobs; each key's first is the one to run
-        self._turns: deque[Hashable] = deque()  # keys with jobs, but not the one whose chunk is running
-        self._running: Job | None = None
+        self._turns: deque[Hashable] = deque()  # keys with jobs, but not those of which a chunk is running
+        self._running: dict[Hashable, Job] = {}  # by key; the thread's, and those run by their submitters
         self._counts: Counter[JobState] = Counter()
         self._is_closed = False
         self.num_unfinished = 0
@@ -140,11 +154,22 @@ class _Queue:
             jobs = self._by_key.get(job.key)
             if jobs is None:
                 self._by_key[job.key] = deque([job])
-                if self._running is None or self._running.key != job.key:  # else `put_back` gives the turn
-                    self._turns.append(job.key)
-                    self._lock.notify_all()
+                if job.key not in self._running:  # else `put_back` gives the turn
+                    self._give_turn(job.key)
             else:
                 jobs.append(job)
+            return True
+
+    def claim(self, job: Job) -> bool:
+        """Whether the caller runs it now; then `put_back` must follow."""
+        with self._lock:
+            is_next = job.key not in self._by_key and job.key not in self._running
+            if self._is_closed or self.num_unfinished >= self._max_jobs or not is_next:
+                return False
+            self.num_unfinished += 1
+            self._by_key[job.key] = deque([job])
+            job.state = JobState.RUNNING
+            self._running[job.key] = job
             return True
 
     def next_job(self) -> tuple[Job, Iterator[Chunk]] | None:
@@ -153,11 +178,11 @@ class _Queue:
             while not self._turns:
                 if self._is_closed:
                     return None
-                self._lock.wait()
+                self._has_turns.wait()
             job = self._by_key[self._turns.popleft()][0]
             assert job._chunks is not None
             job.state = JobState.RUNNING
-            self._running = job
+            self._running[job.key] = job
             return job, job._chunks
 
     def put_back(self, job: Job, outcome: JobState | None) -> None:
@@ -166,36 +191,37 @@ class _Queue:
             if job.state is JobState.RUNNING and outcome is not None:
                 self._remove(job)
                 self._end(job, outcome)
-            self._running = None
+            del self._running[job.key]
             if job.state is not JobState.RUNNING:
                 job._chunks = None
             if job.key in self._by_key:
-                self._turns.append(job.key)
-            self._lock.notify_all()
+                self._give_turn(job.key)
+            self._tell_if_idle()
 
     def cancel(self, job: Job) -> bool:
         with self._lock:
             if job.state in (JobState.WAITING, JobState.RUNNING):
                 self._cancel(job)
-                self._lock.notify_all()
-            return job is not self._running
+                self._tell_if_idle()
+            return self._running.get(job.key) is not job
 
     def cancel_key(self, key: Hashable) -> None:
         with self._lock:
             for job in list(self._by_key.get(key, ())):
                 self._cancel(job)
-            self._lock.notify_all()
+            self._tell_if_idle()
 
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
             for job in [job for jobs in self._by_key.values() for job in jobs]:
                 self._cancel(job)
-            self._lock.notify_all()
+            self._has_turns.notify_all()
+            self._tell_if_idle()
 
     def wait_empty(self, timeout_s: float | None) -> bool:
         with self._lock:
-            return self._lock.wait_for(lambda: self.num_unfinished == 0 and self._running is None, timeout_s)
+            return self._is_idle.wait_for(lambda: not self.num_unfinished and not self._running, timeout_s)
 
     def counts(self) -> dict[str, int]:
         with self._lock:
@@ -206,16 +232,15 @@ class _Queue:
             jobs = [job for jobs in self._by_key.values() for job in jobs]
             assert len(jobs) == self.num_unfinished <= self._max_jobs, "num_unfinished is not the number of queued jobs"
             assert all(self._by_key.values()), "a key without jobs is kept"
-            running_key = {self._running.key} if self._running is not None else set()
             assert len(set(self._turns)) == len(self._turns), "a key has two turns"
-            assert set(self._turns) == set(self._by_key) - running_key, "a key with jobs has no turn"
+            assert set(self._turns) == set(self._by_key) - set(self._running), "a key with jobs has no turn"
             assert all(job.state in (JobState.WAITING, JobState.RUNNING) for job in jobs), "an ended job is queued"
             assert not any(job.done for job in jobs), "an unfinished job is said to be done"
 
     def _cancel(self, job: Job) -> None:
         self._remove(job)
         self._end(job, JobState.CANCELLED)
-        if job is not self._running:
+        if self._running.get(job.key) is not job:
             job._chunks = None
 
     def _remove(self, job: Job) -> None:
@@ -224,8 +249,16 @@ class _Queue:
         self.num_unfinished -= 1
         if not jobs:
             del self._by_key[job.key]
-            if self._running is None or self._running.key != job.key:
+            if job.key not in self._running:
                 self._turns.remove(job.key)
+
+    def _give_turn(self, key: Hashable) -> None:
+        self._turns.append(key)
+        self._has_turns.notify()
+
+    def _tell_if_idle(self) -> None:
+        if not self.num_unfinished and not self._running:
+            self._is_idle.notify_all()
 
     def _end(self, job: Job, state: JobState) -> None:
         job.state = state

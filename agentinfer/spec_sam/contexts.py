@@ -1,11 +1,13 @@
 """What finished turns become: evidence for everybody in the namespace, kept in memory and, with a store, on disk.
 
-All work here is the indexing thread's. A store that fails (a full disk) is reported once, and drafting goes on without.
+What takes longer than a moment is the indexing thread's work. A store that fails (a full disk) is reported once, and
+drafting goes on without.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ Tokens = npt.NDArray[np.int32]
 
 _QUERY_TOKENS: Final = 512  # of the prompt's end
 _LOAD_SHARE: Final = 0.4  # of a namespace's bytes that stored contexts may fill at its first request
+_AT_ONCE: Final = 10  # chunks, so at most some 2,000 tokens, a third of a millisecond
 _BYTES_A_TOKEN: Final = 40  # an automaton's, see README.md
 
 
@@ -57,19 +60,21 @@ class Contexts:
         self._store = store
         self._num_retrieved = num_retrieved
         self._memories: dict[str, NamespaceMemory] = {}
+        self._lock = threading.Lock()  # of the memories by namespace
         self._has_failed = False
 
     def memory(self, namespace: str) -> NamespaceMemory:
         """The namespace's memory; all together hold `memory_bytes`, and those not asked for the longest go first."""
-        memory = self._memories.pop(namespace, None)
-        is_new = memory is None
-        if memory is None:
-            memory = NamespaceMemory(self._memory_bytes, self._max_match)
-        self._memories[namespace] = memory  # the latest last
-        if is_new:
-            self._forget_idle(namespace)
-            if self._store is not None:
-                self._builder.submit(memory, self._load(namespace, memory))
+        with self._lock:
+            memory = self._memories.pop(namespace, None)
+            is_new = memory is None
+            if memory is None:
+                memory = NamespaceMemory(self._memory_bytes, self._max_match)
+            self._memories[namespace] = memory  # the latest last
+            if is_new:
+                self._forget_idle(namespace)
+        if is_new and self._store is not None:
+            self._builder.submit(memory, self._load(namespace, memory))
         return memory
 
     def retrieve(self, namespace: str, session: str | None, prompt: Tokens) -> tuple[Generation, float] | None:
@@ -95,15 +100,26 @@ class Contexts:
 
     def remember(self, turn: Turn) -> Iterator[Chunk]:
         """Stores the turn, then adds what is new in it to the memory: in a job of its own, for its one writer."""
-        kept: list[int | None] = []
-        yield lambda: kept.append(
-            self._guarded(
-                lambda store: store.add(turn.namespace, turn.session, turn.number, turn.prompt, turn.output), None
+        kept: list[int | None] = [None]
+        if self._store is not None:
+            yield lambda: kept.append(
+                self._guarded(
+                    lambda store: store.add(turn.namespace, turn.session, turn.number, turn.prompt, turn.output), None
+                )
             )
-        )
         memory = self.memory(turn.namespace)
         new = np.concatenate([turn.prompt[turn.num_shared :], turn.output])
-        self._builder.submit(memory, memory.chunks(new, kept[0]))
+        self._builder.submit(memory, memory.chunks(new, kept[-1]), at_once=self.num_at_once)
+
+    @property
+    def has_store(self) -> bool:
+        return self._store is not None
+
+    @property
+    def num_at_once(self) -> int:
+        """Chunks of a short turn: they take less time than handing them over. With a store, which may wait for the
+        disk, all is left to the indexing thread."""
+        return _AT_ONCE if self._store is None else 0
 
     def credit(self, sources: Sequence[Generation | None], credits: tuple[Tokens, Tokens]) -> None:
         """Accepted tokens, by index of the source that proposed them and position there, count for their contexts."""

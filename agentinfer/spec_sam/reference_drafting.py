@@ -282,53 +282,64 @@ class DraftStream:
         return _Candidate(token, [0.0] * count, [None] * count, [-1] * count)
 
 
+@dataclass(frozen=True, slots=True)
+class DraftRows:
+    """The caller's flat arrays for the drafts of a batch, max_nodes + 1 wide a stream (num_nodes_out: 1)."""
+
+    max_nodes: int
+    tokens_out: Tokens
+    parents_out: Tokens
+    probability_out: npt.NDArray[np.float32]
+    num_nodes_out: Tokens
+
+    def __post_init__(self) -> None:
+        _check_flat(self.tokens_out, np.dtype(np.int32), "tokens_out")
+        _check_flat(self.parents_out, np.dtype(np.int32), "parents_out")
+        _check_flat(self.probability_out, np.dtype(np.float32), "probability_out")
+        _check_flat(self.num_nodes_out, np.dtype(np.int32), "num_nodes_out")
+        if not 0 <= self.max_nodes <= MAX_WIDTH:
+            raise ValueError(f"max_nodes is {self.max_nodes}; expected 0 to {MAX_WIDTH}")
+        rows, width = len(self.num_nodes_out), self.max_nodes + 1
+        for name in ("tokens_out", "parents_out", "probability_out"):
+            if len(getattr(self, name)) != rows * width:
+                raise ValueError(f"{name}: expected room for {rows} rows of {width}, got {len(getattr(self, name))}")
+
+
 def draft_batch(
     streams: Sequence[DraftStream],
     tokens: Tokens,
     offsets: Offsets,
-    max_nodes: int,
+    rows: DraftRows,
     max_children: int,
     min_path_probability: float,
-    tokens_out: Tokens,
-    parents_out: Tokens,
-    probability_out: npt.NDArray[np.float32],
-    num_nodes_out: Tokens,
-) -> None:
-    """Takes tokens[offsets[i]:offsets[i + 1]] into streams[i] and drafts a tree of at most `max_nodes` tokens into row
-    i (max_nodes + 1 wide) of the caller's flat arrays; padding has parent -1 and probability 0."""
+) -> int:
+    """Takes tokens[offsets[i]:offsets[i + 1]] into streams[i] and drafts a tree of at most `rows.max_nodes` tokens into
+    row i; padding has parent -1 and probability 0. Returns how many tokens were drafted in all."""
     _check_flat(tokens, np.dtype(np.int32), "tokens")
     for row, stream in enumerate(streams):
         if stream is None:
             raise ValueError(f"streams[{row}] is None")
     _check_offsets(offsets, len(streams), len(tokens))
-    if not 0 <= max_nodes <= MAX_WIDTH:
-        raise ValueError(f"max_nodes is {max_nodes}; expected 0 to {MAX_WIDTH}")
+    if len(streams) != len(rows.num_nodes_out):
+        raise ValueError(f"rows: expected room for {len(streams)} streams, got {len(rows.num_nodes_out)}")
     if max_children < 0:
         raise ValueError(f"max_children is {max_children}; expected 0 (any number) or more")
     if not 0 < min_path_probability <= 1:
         raise ValueError(f"min_path_probability is {min_path_probability:g}; expected more than 0, at most 1")
-    width = max_nodes + 1
-    outputs: list[tuple[str, npt.NDArray[np.generic], type[np.generic], int]] = [
-        ("tokens_out", tokens_out, np.int32, width),
-        ("parents_out", parents_out, np.int32, width),
-        ("probability_out", probability_out, np.float32, width),
-        ("num_nodes_out", num_nodes_out, np.int32, 1),
-    ]
-    for name, out, dtype, _ in outputs:
-        _check_flat(out, np.dtype(dtype), name)
-    for name, out, _, room in outputs:
-        if len(out) != len(streams) * room:
-            raise ValueError(f"{name}: expected room for {len(streams)} rows of {room}, got {len(out)}")
+    width = rows.max_nodes + 1
     _checked_tokens(tokens)  # all of them before the first stream changes
+    num_drafted = 0
     for row, stream in enumerate(streams):
         stream.accept(tokens[offsets[row] : offsets[row + 1]])
-        nodes = stream.draft(max_nodes, max_children, min_path_probability)
+        nodes = stream.draft(rows.max_nodes, max_children, min_path_probability)
         padding = width - len(nodes)
         cells = slice(row * width, row * width + width)
-        tokens_out[cells] = [node.token for node in nodes] + [0] * padding
-        parents_out[cells] = [node.parent for node in nodes] + [-1] * padding
-        probability_out[cells] = [node.path_probability for node in nodes] + [0.0] * padding
-        num_nodes_out[row] = len(nodes)
+        rows.tokens_out[cells] = [node.token for node in nodes] + [0] * padding
+        rows.parents_out[cells] = [node.parent for node in nodes] + [-1] * padding
+        rows.probability_out[cells] = [node.path_probability for node in nodes] + [0.0] * padding
+        rows.num_nodes_out[row] = len(nodes)
+        num_drafted += len(nodes) - 1
+    return num_drafted
 
 
 def _length_class(length: int) -> int:

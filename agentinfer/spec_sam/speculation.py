@@ -1,22 +1,22 @@
 """What an engine's worker talks to: a request enters, each step passes on verified tokens and takes drafts, it leaves.
 
 Three sources propose: the session's own text (its prompt included), its parent's, and what all sessions of the
-namespace have said in finished turns. Prompts and finished turns are indexed by a background thread; a request whose
-prompt is not ready yet decodes plainly, so the first token never waits for it (paper section 4: with an index built
-synchronously it came five times later).
+namespace have said in finished turns. Prompts and finished turns are indexed by a background thread, or at once where
+they are short; a request whose prompt is not ready yet decodes plainly, so the first token never waits for it (paper
+section 4: with an index built synchronously it came five times later).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from agentinfer.errors import SpeculationError
-from agentinfer.spec_sam.backend import DraftModel, DraftStream, draft_batch
+from agentinfer.spec_sam.backend import DraftModel, DraftRows, DraftStream, draft_batch
 from agentinfer.spec_sam.background import BackgroundBuilder, Chunk, Job
 from agentinfer.spec_sam.contexts import Contexts, Turn
 from agentinfer.spec_sam.drafts import DraftBatch, SpeculationSettings
@@ -33,6 +33,7 @@ _MEMORY: Final = 2
 _RETRIEVED: Final = 3
 _MAX_WORTH: Final = 0.5
 _SAVE_EVERY: Final = 64  # finished turns
+_SHORT: Final = 2048  # tokens, indexed in less time than handing them over takes to pay
 
 
 @dataclass(slots=True)
@@ -43,8 +44,7 @@ class _Request:
     text: SessionText
     job: Job | None = None
     indexed: DraftStream | None = None  # set by the indexing thread: the prompt is ready
-    stream: DraftStream | None = None  # the same, once it has taken in what was verified meanwhile
-    waiting: list[Tokens] = field(default_factory=list)  # verified before that
+    waiting: list[Tokens] = field(default_factory=list)  # verified before the stream took in what came meanwhile
     sources: list[Generation | None] = field(default_factory=list)  # the stream's, by index
 
 
@@ -72,7 +72,9 @@ class Speculation:
             load_learned(self._model, store.path)
         self._num_finished = 0
         self._requests: dict[str, _Request] = {}
-        self._batches: dict[tuple[int, int], tuple[DraftBatch, tuple[Any, ...]]] = {}
+        self._streams: dict[str, DraftStream] = {}  # of requests that are indexed and wait for nothing
+        self._batches: dict[tuple[int, int], tuple[DraftBatch, DraftRows]] = {}
+        self._max_children = int(settings.chain)
 
     def open(
         self,
@@ -96,35 +98,40 @@ class Speculation:
         if related is None and key is not None:
             related = self._texts.peek(key)  # where another request of the session has its text
         self._requests[request_id] = request
-        request.job = self._builder.submit(text, self._index(request, related))
+        is_short = len(own_prompt) - text.length <= _SHORT
+        request.job = self._builder.submit(
+            text, self._index(request, related), at_once=self._contexts.num_at_once if is_short else 0
+        )
+        if request.indexed is not None:
+            self._streams[request_id] = request.indexed
 
     def draft(self, request_ids: Sequence[str], new_tokens: Tokens, offsets: Offsets, max_width: int) -> DraftBatch:
         """Takes in new_tokens[offsets[i]:offsets[i + 1]], verified since the last call for request i (the first token
         of its output included), and drafts up to `max_width` nodes for each, the root counted."""
         if max_width < 1:
             raise SpeculationError(f"max_width is {max_width}; expected at least 1, the root")
+        found = self._batches.get((len(request_ids), max_width))
+        batch, rows = found or self._new_batch(len(request_ids), max_width)
         try:
-            streams = [self._requests[request_id].stream for request_id in request_ids]
-        except KeyError as error:
-            raise SpeculationError(f"request {error} is not open; open it with its prompt first") from None
-        batch, flat = self._batch(len(request_ids), max_width)
-        if not streams:
-            return batch
-        if None in streams:
+            streams = [*map(self._streams.__getitem__, request_ids)]
+        except KeyError:
             self._draft_some(request_ids, new_tokens, offsets, batch)
         else:
-            self._draft(cast(Sequence[DraftStream], streams), new_tokens, offsets, flat)
+            if streams:
+                self._draft(streams, new_tokens, offsets, rows, max_width)
         return batch
 
     def close(self, request_id: str, *, finished: bool) -> None:
         """The request left. A finished one is remembered, by its session and its namespace; any other only leaves."""
+        self._streams.pop(request_id, None)
         request = self._requests.pop(request_id, None)
         if request is None:
             raise SpeculationError(f"request {request_id!r} is not open, so it cannot be closed")
         assert request.job is not None
         job = request.job
         if finished:
-            job = self._builder.submit(request.text, self._remember(request, request_id))
+            chunks = self._remember(request, request_id)
+            job = self._builder.submit(request.text, chunks, at_once=self._contexts.num_at_once)
             self._num_finished += 1
             if self._learned is not None and self._num_finished % _SAVE_EVERY == 0:
                 self._builder.submit(self._model, iter([self.save_learned]))
@@ -150,10 +157,12 @@ class Speculation:
         return self._texts.num_bytes + self._contexts.memory_bytes()
 
     def _index(self, request: _Request, related: SessionText | None) -> Iterator[Chunk]:
-        """In the indexing thread: the prompt, then the stream that drafts behind it, then what the store knows."""
+        """At once or in the indexing thread: the prompt, then the stream that drafts behind it, then what the store
+        knows."""
         yield from request.text.chunks(request.prompt)
         yield lambda: self._start_stream(request, related)
-        yield lambda: self._add_retrieved(request)
+        if self._contexts.has_store:
+            yield lambda: self._add_retrieved(request)
 
     def _start_stream(self, request: _Request, related: SessionText | None) -> None:
         stream = DraftStream(self._model, request.text.automaton)
@@ -176,12 +185,13 @@ class Speculation:
             request.sources.append(generation)
 
     def _remember(self, request: _Request, request_id: str) -> Iterator[Chunk]:
-        """In the indexing thread, behind the request's own indexing: the turn for the session, and for everybody."""
+        """Behind the request's own indexing: the turn for the session, and for everybody."""
         if request.indexed is None:  # its indexing was refused or failed, so the text does not hold the turn
             return
         outputs: list[Tokens] = []
         yield lambda: outputs.append(request.text.finish(request.waiting))
-        yield lambda: self._contexts.credit(request.sources, cast(DraftStream, request.indexed).take_credits())
+        if self._contexts.has_store:
+            yield lambda: self._contexts.credit(request.sources, cast(DraftStream, request.indexed).take_credits())
         text = request.text
         yield from self._contexts.remember(
             Turn(
@@ -194,17 +204,20 @@ class Speculation:
             )
         )
 
-    def _draft(self, streams: Sequence[DraftStream], tokens: Tokens, offsets: Offsets, flat: tuple[Any, ...]) -> None:
-        settings = self._settings
-        max_nodes = len(flat[0]) // len(streams) - 1
-        draft_batch(streams, tokens, offsets, max_nodes, int(settings.chain), self._worth, *flat)
-        if settings.mean_drafted is not None and max_nodes > 0:
-            drafted = int(flat[3].sum()) / len(streams) - 1 if len(streams) > 1 else int(flat[3][0]) - 1
-            worth = self._worth * (1 + 0.01 * (drafted / settings.mean_drafted - 1))
-            self._worth = min(max(worth, settings.min_path_probability), _MAX_WORTH)
+    def _draft(
+        self, streams: Sequence[DraftStream], tokens: Tokens, offsets: Offsets, rows: DraftRows, max_width: int
+    ) -> None:
+        num_drafted = draft_batch(streams, tokens, offsets, rows, self._max_children, self._worth)
+        aim = self._settings.mean_drafted
+        if aim is not None and max_width > 1:
+            worth = self._worth * (1 + 0.01 * (num_drafted / len(streams) / aim - 1))
+            self._worth = min(max(worth, self._settings.min_path_probability), _MAX_WORTH)
 
     def _draft_some(self, request_ids: Sequence[str], tokens: Tokens, offsets: Offsets, batch: DraftBatch) -> None:
         """Where prompts are still being indexed: those requests get their roots only."""
+        for request_id in request_ids:
+            if request_id not in self._requests:
+                raise SpeculationError(f"request {request_id!r} is not open; open it with its prompt first")
         batch.tokens[:] = 0
         batch.parents[:] = -1
         batch.path_probability[:] = 0
@@ -218,25 +231,39 @@ class Speculation:
                     request.waiting.append(new.copy())
                 batch.tokens[row, 0] = request.waiting[-1][-1] if request.waiting else request.prompt[-1]
                 continue
-            if request.stream is None:
+            if request_id not in self._streams:
                 new = np.concatenate([*request.waiting, new])
                 request.waiting.clear()
-                request.stream = request.indexed
-            one = tuple(array[row : row + 1].reshape(-1) for array in batch)
-            self._draft([request.stream], np.ascontiguousarray(new), np.array([0, len(new)]), one)
+                self._streams[request_id] = request.indexed
+            one = _rows_of(batch, row, row + 1)
+            self._draft([request.indexed], np.ascontiguousarray(new), np.array([0, len(new)]), one, _width(batch))
 
-    def _batch(self, rows: int, width: int) -> tuple[DraftBatch, tuple[Any, ...]]:
+    def _new_batch(self, num_rows: int, width: int) -> tuple[DraftBatch, DraftRows]:
         """The arrays for this many requests, made once, and the same arrays flat."""
-        found = self._batches.get((rows, width))
-        if found is None:
-            batch = DraftBatch(
-                np.zeros((rows, width), np.int32),
-                np.zeros((rows, width), np.int32),
-                np.zeros((rows, width), np.float32),
-                np.zeros(rows, np.int32),
-            )
-            found = self._batches[rows, width] = (batch, tuple(array.reshape(-1) for array in batch))
-        return found
+        batch = DraftBatch(
+            np.zeros((num_rows, width), np.int32),
+            np.zeros((num_rows, width), np.int32),
+            np.zeros((num_rows, width), np.float32),
+            np.zeros(num_rows, np.int32),
+        )
+        made = batch, _rows_of(batch, 0, num_rows)
+        self._batches[num_rows, width] = made
+        return made
+
+
+def _rows_of(batch: DraftBatch, first: int, end: int) -> DraftRows:
+    """Of the batch's own memory."""
+    return DraftRows(
+        _width(batch) - 1,
+        batch.tokens[first:end].reshape(-1),
+        batch.parents[first:end].reshape(-1),
+        batch.path_probability[first:end].reshape(-1),
+        batch.num_nodes[first:end],
+    )
+
+
+def _width(batch: DraftBatch) -> int:
+    return int(batch.tokens.shape[1])
 
 
 def _key(namespace: str, session: str | None) -> Hashable | None:

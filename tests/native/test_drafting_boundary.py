@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,10 @@ def stream(core: Any) -> Any:
     return stream
 
 
-def batch_arguments(streams: list[Any], **changes: Any) -> dict[str, Any]:
-    """Of a valid call with no new tokens and rows of 4 nodes, but for `changes`."""
+def call(core: Any, streams: Any, **changes: Any) -> dict[str, Any]:
+    """A valid call with no new tokens and rows of 4 nodes, but for `changes`; returns what it was called with."""
     rows = len(streams)
     arguments: dict[str, Any] = {
-        "streams": streams,
         "tokens": int32s([]),
         "offsets": np.zeros(rows + 1, np.int64),
         "max_nodes": 3,
@@ -45,13 +46,17 @@ def batch_arguments(streams: list[Any], **changes: Any) -> dict[str, Any]:
         "num_nodes_out": np.zeros(rows, np.int32),
     }
     assert changes.keys() <= arguments.keys()
-    return arguments | changes
+    arguments |= changes
+    names = ("max_nodes", "tokens_out", "parents_out", "probability_out", "num_nodes_out")
+    batch = core.DraftRows(**{name: arguments[name] for name in names})
+    rest = {name: value for name, value in arguments.items() if name not in names}
+    core.draft_batch(streams=streams, rows=batch, **rest)
+    return arguments
 
 
 def test_the_valid_call_is_valid(core: Any, stream: Any) -> None:
-    arguments = batch_arguments([stream])
-    core.draft_batch(**arguments)
-    assert arguments["tokens_out"][:2].tolist() == [1, 2]
+    assert call(core, [stream])["tokens_out"][:2].tolist() == [1, 2]
+    assert call(core, (stream,))["tokens_out"][:2].tolist() == [1, 2]
 
 
 BAD_ARGUMENTS = {
@@ -63,7 +68,8 @@ BAD_ARGUMENTS = {
     "nan bound": ({"min_path_probability": float("nan")}, "min_path_probability is nan; expected"),
     "short tokens": ({"tokens_out": np.zeros(3, np.int32)}, "tokens_out: expected room for 1 rows of 4, got 3"),
     "long parents": ({"parents_out": np.zeros(5, np.int32)}, "parents_out: expected room for 1 rows of 4, got 5"),
-    "wide counts": ({"num_nodes_out": np.zeros(4, np.int32)}, "num_nodes_out: expected room for 1 rows of 1, got 4"),
+    "wide chances": ({"probability_out": np.zeros(8, np.float32)}, "probability_out: expected room for 1 rows of 4"),
+    "more rows": ({"num_nodes_out": np.zeros(2, np.int32)}, "tokens_out: expected room for 2 rows of 4, got 4"),
     "double": ({"probability_out": np.zeros(4)}, "probability_out: expected .* float32 .* got float64"),
     "int64 tokens": ({"tokens_out": np.zeros(4, np.int64)}, "tokens_out: expected .* int32 .* got int64"),
     "matrix": ({"parents_out": np.zeros((1, 4), np.int32)}, r"parents_out: .* shape \(1, 4\)"),
@@ -77,17 +83,45 @@ BAD_ARGUMENTS = {
 def test_bad_arguments_are_refused_with_their_values(core: Any, stream: Any, name: str) -> None:
     changes, message = BAD_ARGUMENTS[name]
     if message is None:
-        core.draft_batch(**batch_arguments([stream], **changes))
+        call(core, [stream], **changes)
         return
     with pytest.raises(ValueError, match=message):
-        core.draft_batch(**batch_arguments([stream], **changes))
+        call(core, [stream], **changes)
+
+
+def test_rows_for_another_batch_are_refused(core: Any, stream: Any) -> None:
+    rows = core.DraftRows(1, int32s([0] * 4), int32s([0] * 4), np.zeros(4, np.float32), int32s([0] * 2))
+    with pytest.raises(ValueError, match="rows: expected room for 1 streams, got 2"):
+        core.draft_batch([stream], int32s([]), np.zeros(2, np.int64), rows, 0, 0.06)
+
+
+def test_what_is_no_stream_is_refused() -> None:
+    core = drafting("native")
+    for streams in ([core.Automaton()], 5, [object()]):
+        with pytest.raises(TypeError):
+            core.draft_batch(streams, int32s([]), np.zeros(2, np.int64), core.DraftRows(0, *_one_row()), 0, 0.06)
+
+
+def test_rows_keep_their_arrays_alive() -> None:
+    arrays = _one_row()
+    alive = [weakref.ref(array) for array in arrays]
+    rows = drafting("native").DraftRows(0, *arrays)
+    del arrays
+    assert all(array() is not None for array in alive)
+    del rows
+    gc.collect()
+    assert all(array() is None for array in alive)
+
+
+def _one_row() -> list[Any]:
+    return [int32s([0]), int32s([0]), np.zeros(1, np.float32), int32s([0])]
 
 
 @pytest.mark.parametrize("name", BAD_TOKENS)
 def test_bad_tokens_are_refused_everywhere(core: Any, stream: Any, name: str) -> None:
     array, message = BAD_TOKENS[name]
     with pytest.raises(ValueError, match=message):
-        core.draft_batch(**batch_arguments([stream], tokens=array, offsets=np.array([0, array.size], np.int64)))
+        call(core, [stream], tokens=array, offsets=np.array([0, array.size], np.int64))
     with pytest.raises(ValueError, match=message):
         stream.seek(array)
     assert draft(core, [stream], [[]])[0].tokens[:2] == [1, 2]
@@ -99,7 +133,7 @@ def test_bad_offsets_are_refused(core: Any, name: str) -> None:
     own = [core.Automaton(), core.Automaton()]
     streams = [core.DraftStream(core.DraftModel(), automaton) for automaton in own]
     with pytest.raises(ValueError, match=message):
-        core.draft_batch(**batch_arguments(streams, tokens=int32s([1, 2]), offsets=offsets))
+        call(core, streams, tokens=int32s([1, 2]), offsets=offsets)
     assert [automaton.num_tokens for automaton in own] == [0, 0]
 
 

@@ -87,6 +87,10 @@ class SpeculationMachine(RuleBasedStateMachine):
     def index(self, num_chunks: int | None) -> None:
         self.builder.run(num_chunks)
 
+    @rule(does_at_once=st.booleans())
+    def run_at_once(self, does_at_once: bool) -> None:
+        self.builder.does_at_once = does_at_once
+
     @rule(is_full=st.booleans())
     def fill_queue(self, is_full: bool) -> None:
         self.builder.is_full = is_full

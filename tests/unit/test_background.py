@@ -101,6 +101,69 @@ def test_keys_take_turns_and_jobs_of_a_key_do_not(builder, gate):
     assert log == ["a1", "b1", "a2", "b2", "a3"]
 
 
+def test_what_is_run_at_once_is_done_on_return_in_the_callers_thread(builder):
+    threads: list[str] = []
+    job = builder.submit("a", [lambda: threads.append(threading.current_thread().name)] * 3, at_once=4)
+    assert (job.done, job.ended, job.state) == (True, True, JobState.DONE)
+    assert threads == [threading.current_thread().name] * 3
+    assert builder.counts == {"done": 1}
+    builder.check_integrity()
+    assert builder._thread is None  # it was not needed
+
+
+def test_the_rest_of_what_began_at_once_runs_in_the_thread(builder):
+    threads: list[str] = []
+    job = builder.submit("a", [lambda: threads.append(threading.current_thread().name)] * 3, at_once=2)
+    finish(builder)
+    assert job.done
+    assert threads == [threading.current_thread().name] * 2 + ["agentinfer-index"]
+
+
+def test_nothing_overtakes_the_keys_earlier_jobs(builder, gate):
+    log: list[object] = []
+    builder.submit("a", writes(log, "a1"))
+    builder.submit("a", writes(log, "a2"), at_once=9)
+    builder.submit("b", writes(log, "b1"), at_once=9)
+    builder.submit("gate", writes(log, "behind the gate"), at_once=9)
+    assert log == ["b1"]
+    builder.check_integrity()
+    finish(builder, gate)
+    assert log.index("a1") < log.index("a2")
+    assert "behind the gate" in log
+
+
+def test_jobs_of_a_key_wait_for_one_that_its_submitter_runs(builder):
+    """Submitted from within: the thread may not begin them before the chunk has ended."""
+    log: list[object] = []
+
+    def chunk() -> None:
+        builder.submit("a", writes(log, "inner"))
+        builder.submit("a", writes(log, "inner at once"), at_once=9)
+        builder.submit("b", writes(log, "other"), at_once=9)
+        builder.check_integrity()
+        log.append("outer")
+
+    builder.submit("a", [chunk], at_once=9)
+    finish(builder)
+    assert log == ["other", "outer", "inner", "inner at once"]
+
+
+def test_a_job_cancelled_while_it_runs_at_once_goes_no_further(builder):
+    log: list[object] = []
+    job = builder.submit("a", [lambda: builder.cancel("a"), *writes(log, "more")], at_once=9)
+    assert (job.state, job.ended, log) == (JobState.CANCELLED, True, [])
+    finish(builder)
+    assert log == []
+
+
+def test_a_failure_at_once_is_logged_and_not_the_submitters(builder, caplog):
+    with caplog.at_level(logging.ERROR):
+        job = builder.submit("bad", [lambda: 1 // 0, lambda: None], at_once=9)
+    assert job.state is JobState.FAILED
+    assert "'bad'" in caplog.text
+    finish(builder)
+
+
 @settings(max_examples=60, deadline=None)
 @given(jobs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans()), max_size=24))
 def test_jobs_of_a_key_run_in_the_order_of_submission(jobs):

@@ -124,6 +124,37 @@ def test_drafts_are_empty_until_the_prompt_is_indexed(worker: Worker, builder: I
     assert worker.step("r")[0] >= 8
 
 
+def test_a_short_prompt_is_ready_when_it_is_open_and_a_long_one_is_not() -> None:
+    phrase = text(1, 50)
+    worker = Worker(Speculation(builder=InlineBuilder(does_at_once=True)))  # type: ignore[arg-type]
+    worker.open("short", phrase + phrase[:20], phrase[20:])
+    worker.open("long", text(2, 5000) + phrase + phrase[:20], phrase[20:])
+    assert worker.step("short")[0] >= 8
+    assert worker.step("long") == [0]
+
+
+@pytest.mark.parametrize("length", [40, 3000])
+def test_drafts_do_not_depend_on_who_indexes(length: int) -> None:
+    """The caller or the indexing thread, as long as the latter keeps up."""
+
+    def drafts(*, does_at_once: bool) -> list[list[list[float]]]:
+        worker = Worker(Speculation(builder=InlineBuilder(does_at_once=does_at_once)))  # type: ignore[arg-type]
+        said, seen = text(3, length), []
+        for turn in range(6):
+            reply = said[10:30] + text(turn, 5)
+            worker.open(f"r{turn}", said, reply, session=f"s{turn % 2}")
+            worker.speculation.wait_until_ready()
+            while not worker.is_done(f"r{turn}"):
+                worker.step(f"r{turn}")
+                seen.append([array.tolist() for array in worker.draft(f"r{turn}")])
+            worker.speculation.close(f"r{turn}", finished=True)
+            worker.speculation.wait_until_ready()
+            said = said + reply + text(100 + turn, length // 4)
+        return seen
+
+    assert drafts(does_at_once=True) == drafts(does_at_once=False)
+
+
 def test_the_root_is_the_last_verified_token_before_and_after_readiness(worker: Worker, builder: InlineBuilder) -> None:
     worker.open("r", [1, 2, 3], [])
     assert worker.draft("r").tokens[0, 0] == 3

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -32,11 +33,14 @@ struct SharedModel {
 };
 using ModelPtr = std::shared_ptr<SharedModel>;
 
-struct SharedStream {
+struct SharedStream : std::enable_shared_from_this<SharedStream> {
   SharedStream(ModelPtr of, AutomatonPtr own_text)
-      : model(std::move(of)), sources{std::move(own_text)}, core(model->core, sources[0]->core) {}
+      : model(std::move(of)), sources{std::move(own_text)}, core(model->core, sources[0]->core) {
+    ordered[0] = sources[0].get();
+  }
   ModelPtr model;
   std::vector<AutomatonPtr> sources;  // [0] is the session's own text
+  std::array<SharedAutomaton*, DraftStream::kMaxSources> ordered;  // the same, by address
   DraftStream core;
   std::mutex mutex;  // taken first
 };
@@ -45,71 +49,120 @@ using StreamPtr = std::shared_ptr<SharedStream>;
 // Everything a stream touches, for the length of a call.
 class StreamLock {
  public:
-  explicit StreamLock(SharedStream& stream) : own_(stream.mutex) {
-    ordered_ = stream.sources;
-    std::sort(ordered_.begin(), ordered_.end(), std::less<AutomatonPtr>());
-    for (const AutomatonPtr& automaton : ordered_) {
-      if (automaton == stream.sources[0]) {
-        write_ = WriteLock(automaton->mutex);
+  explicit StreamLock(SharedStream& stream) : stream_(stream), own_(stream.mutex) {
+    for (; num_locked_ < stream.sources.size(); ++num_locked_) {
+      SharedAutomaton* automaton = stream.ordered[num_locked_];
+      if (automaton == stream.sources[0].get()) {
+        automaton->mutex.lock();
       } else {
-        reads_.emplace_back(automaton->mutex);
+        automaton->mutex.lock_shared();
       }
     }
-    model_ = std::unique_lock<std::mutex>(stream.model->mutex);
+    stream.model->mutex.lock();
   }
+  ~StreamLock() {
+    stream_.model->mutex.unlock();
+    while (num_locked_ > 0) {
+      SharedAutomaton* automaton = stream_.ordered[--num_locked_];
+      if (automaton == stream_.sources[0].get()) {
+        automaton->mutex.unlock();
+      } else {
+        automaton->mutex.unlock_shared();
+      }
+    }
+  }
+  StreamLock(const StreamLock&) = delete;
+  StreamLock& operator=(const StreamLock&) = delete;
 
  private:
+  SharedStream& stream_;
   std::unique_lock<std::mutex> own_;
-  std::vector<AutomatonPtr> ordered_;
-  WriteLock write_;
-  std::vector<ReadLock> reads_;
-  std::unique_lock<std::mutex> model_;
+  std::size_t num_locked_ = 0;
 };
 
-void check_room(std::size_t seen, std::size_t expected, const char* name, std::size_t rows, std::int32_t width) {
-  AGENTINFER_CHECK(seen == expected, name, ": expected room for ", rows, " rows of ", width, ", got ", seen);
+// The caller's arrays for the drafts of a batch: looked at once, written by every call that is given them.
+struct DraftRows {
+  DraftRows(std::int32_t most, OutputArray tokens_out, OutputArray parents_out, OutputArray probability_out,
+            OutputArray num_nodes_out)
+      : max_nodes(most),
+        tokens(flat<std::int32_t>(tokens_out, "tokens_out")),
+        parents(flat<std::int32_t>(parents_out, "parents_out")),
+        probabilities(flat<float>(probability_out, "probability_out")),
+        num_nodes(flat<std::int32_t>(num_nodes_out, "num_nodes_out")),
+        arrays{std::move(tokens_out), std::move(parents_out), std::move(probability_out), std::move(num_nodes_out)} {
+    AGENTINFER_CHECK(max_nodes >= 0 && max_nodes <= 4096, "max_nodes is ", max_nodes, "; expected 0 to 4096");
+    check_room(tokens.size, "tokens_out");
+    check_room(parents.size, "parents_out");
+    check_room(probabilities.size, "probability_out");
+  }
+  void check_room(std::size_t seen, const char* name) const {
+    const std::int32_t width = max_nodes + 1;
+    AGENTINFER_CHECK(seen == num_nodes.size * width, name, ": expected room for ", num_nodes.size, " rows of ", width,
+                     ", got ", seen);
+  }
+
+  std::int32_t max_nodes;
+  Flat<std::int32_t> tokens;
+  Flat<std::int32_t> parents;
+  Flat<float> probabilities;
+  Flat<std::int32_t> num_nodes;
+  std::array<OutputArray, 4> arrays;  // keep the memory
+};
+
+// The streams of a list or tuple, kept alive while the interpreter lock is released.
+std::vector<StreamPtr> streams_of(nb::handle sequence) {
+  const nb::object items = nb::steal(PySequence_Fast(sequence.ptr(), "streams: expected a sequence of DraftStream"));
+  if (!items.is_valid()) throw nb::python_error();
+  const auto rows = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
+  std::vector<StreamPtr> streams;
+  streams.reserve(rows);
+  for (std::size_t row = 0; row < rows; ++row) {
+    const nb::handle item = PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(row));
+    AGENTINFER_CHECK(!item.is_none(), "streams[", row, "] is None");
+    if (!nb::isinstance<SharedStream>(item)) {
+      throw nb::type_error(agentinfer::detail::concat("streams[", row, "] is no DraftStream").c_str());
+    }
+    streams.push_back(nb::inst_ptr<SharedStream>(item)->shared_from_this());
+  }
+  return streams;
 }
 
-void draft_batch(const std::vector<StreamPtr>& streams, const InputArray& token_array, const InputArray& offset_array,
-                 std::int32_t max_nodes, std::int32_t max_children, double min_path_probability,
-                 const OutputArray& tokens_out, const OutputArray& parents_out, const OutputArray& probability_out,
-                 const OutputArray& num_nodes_out) {
+std::size_t draft_batch(nb::handle sequence, const InputArray& token_array, const InputArray& offset_array,
+                        const DraftRows& out, std::int32_t max_children, double min_path_probability) {
   const auto tokens = flat<const std::int32_t>(token_array, "tokens");
-  check_present(streams, "streams");
+  const std::vector<StreamPtr> streams = streams_of(sequence);
   const std::size_t rows = streams.size();
   const auto offsets = checked_offsets(offset_array, rows, tokens.size);
-  AGENTINFER_CHECK(max_nodes >= 0 && max_nodes <= 4096, "max_nodes is ", max_nodes, "; expected 0 to 4096");
+  AGENTINFER_CHECK(rows == out.num_nodes.size, "rows: expected room for ", rows, " streams, got ", out.num_nodes.size);
   AGENTINFER_CHECK(max_children >= 0, "max_children is ", max_children, "; expected 0 (any number) or more");
   AGENTINFER_CHECK(min_path_probability > 0 && min_path_probability <= 1, "min_path_probability is ",
                    min_path_probability, "; expected more than 0, at most 1");
-  const std::int32_t width = max_nodes + 1;
-  const auto drafted = flat<std::int32_t>(tokens_out, "tokens_out");
-  const auto parents = flat<std::int32_t>(parents_out, "parents_out");
-  const auto probabilities = flat<float>(probability_out, "probability_out");
-  const auto num_nodes = flat<std::int32_t>(num_nodes_out, "num_nodes_out");
-  check_room(drafted.size, rows * width, "tokens_out", rows, width);
-  check_room(parents.size, rows * width, "parents_out", rows, width);
-  check_room(probabilities.size, rows * width, "probability_out", rows, width);
-  check_room(num_nodes.size, rows, "num_nodes_out", rows, 1);
 
   const ParallelCall parallel;
   check_tokens(tokens.data, tokens.size);  // all of them before the first stream changes
-  const DraftLimits limits{max_nodes, max_children, min_path_probability};
+  const DraftLimits limits{out.max_nodes, max_children, min_path_probability};
+  const auto width = static_cast<std::size_t>(out.max_nodes) + 1;
+  std::size_t num_drafted = 0;
   for (std::size_t row = 0; row < rows; ++row) {
     const StreamLock lock(*streams[row]);
     DraftStream& stream = streams[row]->core;
     stream.accept(tokens.data + offsets.data[row], offsets.data[row + 1] - offsets.data[row]);
     const std::vector<DraftNode>& nodes = stream.draft(limits);
     const std::size_t first = row * width;
-    for (std::size_t i = 0; i < static_cast<std::size_t>(width); ++i) {
-      const bool is_node = i < nodes.size();
-      drafted.data[first + i] = is_node ? nodes[i].token : 0;
-      parents.data[first + i] = is_node ? nodes[i].parent : -1;
-      probabilities.data[first + i] = is_node ? static_cast<float>(nodes[i].path_probability) : 0.0F;
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
+      out.tokens.data[first + i] = nodes[i].token;
+      out.parents.data[first + i] = nodes[i].parent;
+      out.probabilities.data[first + i] = static_cast<float>(nodes[i].path_probability);
     }
-    drafted.data[first] = stream.last_token();
-    num_nodes.data[row] = static_cast<std::int32_t>(nodes.size());
+    const std::size_t padding = width - nodes.size();
+    std::fill_n(out.tokens.data + first + nodes.size(), padding, 0);
+    std::fill_n(out.parents.data + first + nodes.size(), padding, -1);
+    std::fill_n(out.probabilities.data + first + nodes.size(), padding, 0.0F);
+    out.tokens.data[first] = stream.last_token();
+    out.num_nodes.data[row] = static_cast<std::int32_t>(nodes.size());
+    num_drafted += nodes.size() - 1;
   }
+  return num_drafted;
 }
 
 template <typename Value>
@@ -165,6 +218,10 @@ void bind_drafting(nb::module_& module) {
             const ReadLock read(automaton->mutex);
             const std::int32_t index =
                 self.core.add_source(automaton->core, static_cast<SourceKind>(kind), similarity);
+            const auto end = self.ordered.begin() + self.sources.size();
+            const auto place = std::upper_bound(self.ordered.begin(), end, automaton.get(), std::less<>());
+            std::copy_backward(place, end, end + 1);
+            *place = automaton.get();
             self.sources.push_back(std::move(automaton));
             return index;
           },
@@ -194,17 +251,24 @@ void bind_drafting(nb::module_& module) {
           nb::sig("def take_credits(self) -> tuple[numpy.typing.NDArray[numpy.int32], "
                   "numpy.typing.NDArray[numpy.int32]]"));
 
-  module.def("draft_batch", &draft_batch, "streams"_a, "tokens"_a, "offsets"_a, "max_nodes"_a, "max_children"_a,
-             "min_path_probability"_a, "tokens_out"_a, "parents_out"_a, "probability_out"_a, "num_nodes_out"_a,
+  nb::class_<DraftRows>(module, "DraftRows",
+                        "The caller's flat arrays for the drafts of a batch, max_nodes + 1 wide a stream (num_nodes_out: 1).\n"
+                        "Looked at once, so that a call with them takes no time for it.")
+      .def(nb::init<std::int32_t, OutputArray, OutputArray, OutputArray, OutputArray>(), "max_nodes"_a, "tokens_out"_a,
+           "parents_out"_a, "probability_out"_a, "num_nodes_out"_a,
+           nb::sig("def __init__(self, max_nodes: int, tokens_out: numpy.typing.NDArray[numpy.int32], "
+                   "parents_out: numpy.typing.NDArray[numpy.int32], "
+                   "probability_out: numpy.typing.NDArray[numpy.float32], "
+                   "num_nodes_out: numpy.typing.NDArray[numpy.int32]) -> None"));
+
+  module.def("draft_batch", &draft_batch, "streams"_a, "tokens"_a, "offsets"_a, "rows"_a, "max_children"_a,
+             "min_path_probability"_a,
              nb::sig("def draft_batch(streams: collections.abc.Sequence[DraftStream], "
                      "tokens: numpy.typing.NDArray[numpy.int32], offsets: numpy.typing.NDArray[numpy.int64], "
-                     "max_nodes: int, max_children: int, min_path_probability: float, "
-                     "tokens_out: numpy.typing.NDArray[numpy.int32], parents_out: numpy.typing.NDArray[numpy.int32], "
-                     "probability_out: numpy.typing.NDArray[numpy.float32], "
-                     "num_nodes_out: numpy.typing.NDArray[numpy.int32]) -> None"),
+                     "rows: DraftRows, max_children: int, min_path_probability: float) -> int"),
              "Takes tokens[offsets[i]:offsets[i + 1]] into streams[i] and drafts what may come next: a tree of at most\n"
-             "max_nodes tokens, best first, written into row i (max_nodes + 1 wide) of the caller's flat arrays.\n"
-             "Node 0 is the stream's last token, parent -1, probability 1; padding has parent -1, probability 0.");
+             "max_nodes tokens, best first, written into row i. Node 0 is the stream's last token, parent -1,\n"
+             "probability 1; padding has parent -1, probability 0. Returns how many tokens were drafted in all.");
 }
 
 }  // namespace agentinfer::spec_sam
