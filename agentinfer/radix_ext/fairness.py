@@ -5,9 +5,11 @@ W seconds, the engine would spend
 
     sum over held waiting turns of (tokens to recompute) / (prefill tokens a second) / W
 
-of its time on recomputing their contexts. The automatic bound is the W at which that is `visit_share`; an operator's
-`max_wait_s` replaces it. A turn's deadline is set when it arrives and is never moved; past it, turns go in the order of
-their deadlines before all others, so that a turn waits at most for its bound and for those promised an earlier time.
+of its time on recomputing their contexts. The automatic bound is the W at which that is `visit_share`, but no shorter
+than `bound_refills` times what filling the cache takes: where little is held a short bound buys nobody anything. An
+operator's `max_wait_s` replaces it. A turn's deadline is set when it arrives and is never moved; past it, turns go in
+the order of their deadlines before all others, so that a turn waits at most for its bound and for those promised an
+earlier time.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from agentinfer.radix_ext.settings import SchedulingSettings
 class Deadlines:
     """The promised times of held turns, the earliest first. Not thread-safe."""
 
-    def __init__(self, settings: SchedulingSettings) -> None:
+    def __init__(self, settings: SchedulingSettings, capacity_tokens: int) -> None:
         self._settings = settings
+        self._refills_s = settings.bound_refills * capacity_tokens / settings.prefill_tokens_per_s
         self._promised: dict[str, float] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._count = 0
@@ -40,7 +43,7 @@ class Deadlines:
         if self._settings.max_wait_s is not None:
             return self._settings.max_wait_s
         visits_s = self._recompute_tokens / self._settings.prefill_tokens_per_s
-        return max(self._settings.min_bound_s, visits_s / self._settings.visit_share)
+        return max(self._refills_s, visits_s / self._settings.visit_share)
 
     def promise(self, rid: str, arrived_s: float, recompute_tokens: int) -> None:
         """A turn is held that arrived at `arrived_s` and would recompute so many tokens of its session's context."""

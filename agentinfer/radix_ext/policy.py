@@ -3,13 +3,14 @@
 turn arrives ─ of a member ──────────────────────────────▶ may go, in the order of the score
              └ of a held session ─▶ in line, with a deadline
                     ├ there is room and it is the eldest ─▶ joins the working set
-                    ├ it costs nothing (all cached, or new) and there is room ─▶ visits
+                    ├ it is the session's first, and there is room ─▶ visits
                     └ its deadline has passed ────────────▶ visits, or takes the smallest member's place
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from agentinfer.radix_ext import retention
@@ -25,6 +26,8 @@ from agentinfer.radix_ext.working_set import WorkingSet
 
 # Turns past their deadlines that run at once: each may need much of the cache for one turn only.
 _MAX_DUE_VISITORS = 3
+# First turns of held sessions that are tried for room in a plan, so that a long queue costs no more than a short one.
+_NEW_TRIED = 16
 
 
 class AgentPolicy:
@@ -36,11 +39,11 @@ class AgentPolicy:
         self.paths = PathTree()
         self.latency = ToolLatency() if latency is None else latency
         self.working_set = WorkingSet(settings, self.paths, capacity_tokens)
-        self.deadlines = Deadlines(settings)
+        self.deadlines = Deadlines(settings, capacity_tokens)
         self._book = SessionBook()
         self._session_of: dict[str, Session] = {}
         self._due: dict[str, None] = {}  # waiting turns past their deadline, the earliest deadline first
-        self._free: dict[str, None] = {}  # held turns that recomputed nothing when they arrived
+        self._new: dict[str, None] = {}  # held first turns of sessions: nothing is recomputed for them
         self._pressure = Pressure(0.0, 1.0)
         self._longest_wait_s = 0.0
         self._counts = dict.fromkeys(("joined", "paused", "parked", "visits", "due"), 0)
@@ -104,7 +107,7 @@ class AgentPolicy:
         committed = self._pause(committed)
         committed = self._let_in_due(now_s, committed)
         committed = self._let_in_eldest(now_s, committed)
-        self._let_in_free(committed)
+        self._let_in_new(committed)
         if not kv.num_running and not any(True for _ in self._admitted()):
             # Work conserving: an idle engine takes the eldest turn whatever it displaces.
             head = self.working_set.head()
@@ -192,12 +195,10 @@ class AgentPolicy:
             committed = self.working_set.committed_tokens()
         return committed
 
-    def _let_in_free(self, committed: int) -> None:
-        for rid in list(self._free):
+    def _let_in_new(self, committed: int) -> None:
+        for rid in list(islice(self._new, _NEW_TRIED)):
             session = self._session_of[rid]
-            if self._recompute_tokens(session):
-                del self._free[rid]
-            elif self.working_set.has_room_to_visit(session, committed):
+            if self.working_set.has_room_to_visit(session, committed):
                 self._visit(session)
                 committed = self.working_set.committed_tokens()
 
@@ -244,22 +245,21 @@ class AgentPolicy:
     def _waits_no_more(self, session: Session, rid: str) -> None:
         self.deadlines.settle(rid)
         self._due.pop(rid, None)
-        self._free.pop(rid, None)
+        self._new.pop(rid, None)
         if not session.waiting:
             self.paths.release(Claim.WAITING, session.id)
             if session.standing is Standing.HELD:
                 self.working_set.hold(session)
 
     def _promise(self, session: Session, turn: TurnRequest) -> None:
-        recompute = self._recompute_tokens(session)
-        self.deadlines.promise(turn.rid, turn.arrived_s, session.context_tokens)
-        if not recompute:
-            self._free[turn.rid] = None
+        self.deadlines.promise(turn.rid, turn.arrived_s, session.known_tokens)
+        if not session.num_turns:
+            self._new[turn.rid] = None
 
     def _settle(self, session: Session) -> None:
         for rid in session.waiting:
             self.deadlines.settle(rid)
-            self._free.pop(rid, None)
+            self._new.pop(rid, None)
 
     def _after_turn(self, session: Session) -> None:
         if session.is_busy:
@@ -270,10 +270,6 @@ class AgentPolicy:
             self._book.drop(session.id)
         elif session.standing is Standing.VISITOR:
             self.working_set.hold(session)
-
-    def _recompute_tokens(self, session: Session) -> int:
-        """Tokens of the session's context that were computed before and are cached no more."""
-        return max(0, session.known_tokens - self.paths.cached_tokens(session.id))
 
     # Orders.
 

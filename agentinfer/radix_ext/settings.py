@@ -10,7 +10,8 @@ class SchedulingSettings:
     """Defaults as tuned by `benchmarks.sched_tuning`, which also shows how sensitive the result is to each.
 
     `max_wait_s`: a held turn goes before all that arrived later once it has waited this long; None takes the shortest
-    bound whose cost stays within `visit_share` of the engine's time (`fairness`), at least `min_bound_s`.
+    bound whose cost stays within `visit_share` of the engine's time (`fairness`), at least the time in which the engine
+    computes `bound_refills` times what the cache holds.
     `join_share`: a session joins the working set while that fills at most this share of the cache; `growth_turns` of
     growth are reserved for each member (`working_set`).
     `park_ratio`: a member that is expected to be away this many times as long as recomputing it takes gives its place
@@ -21,8 +22,8 @@ class SchedulingSettings:
     """
 
     max_wait_s: float | None = None
-    visit_share: float = 0.05
-    min_bound_s: float = 60.0
+    visit_share: float = 0.08
+    bound_refills: float = 10.0
     join_share: float = 0.9
     growth_turns: float = 1.0
     park_ratio: float = 10.0
