@@ -23,7 +23,8 @@ from agentinfer.tool_gaps import ToolGaps
 logger = logging.getLogger(__name__)
 
 VERSION: Final = 1
-SAVE_PERIOD_S: Final = 60.0
+SAVE_PERIOD_S: Final = 10.0
+"""What a server that is killed forgets at most. The file has some kilobytes."""
 MAX_FILE_BYTES: Final = 2 << 20
 """Above what the most tools with the longest names can fill."""
 
@@ -71,19 +72,6 @@ def read(path: Path) -> ToolGaps | None:
     if len(content) > MAX_FILE_BYTES:
         raise LatencyFileError(f"it is longer than {MAX_FILE_BYTES} bytes: not a latency file")
     return decode(content)
-
-
-def read_or_new(path: Path | None) -> ToolGaps:
-    """For those who only read, such as every rank of a scheduler: what a file holds, or an empty start.
-
-    Whoever owns the file warns of what cannot be used.
-    """
-    try:
-        found = None if path is None else read(path)
-    except LatencyFileError as error:
-        logger.debug("%s: %s", path, error)
-        found = None
-    return ToolGaps() if found is None else found
 
 
 class LatencyFile:
