@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agentinfer import cli
 from tests.live_server import LiveServer
 from tests.recorded_turns import wait_for_turns
 
@@ -97,7 +98,7 @@ def test_an_evicted_prefix_is_told_from_a_changed_one(server: LiveServer) -> Non
     assert finding["cause"] == "evicted"
 
 
-def test_the_tool_a_turn_calls_is_read_and_its_gap_measured(server: LiveServer) -> None:
+def test_the_tool_a_turn_calls_is_read_and_its_gap_measured(server: LiveServer, capsys) -> None:
     user = {"role": "user", "content": unique("Search for me.")}
     forced = {"forced": {"text": CALL}}
     reply = server.chat([user], max_tokens=64, tools=TOOLS, agentinfer=forced)["choices"][0]["message"]
@@ -110,6 +111,10 @@ def test_the_tool_a_turn_calls_is_read_and_its_gap_measured(server: LiveServer) 
     turn = newest_session(server)["recent_turns"][1]
     assert 0.3 <= turn["tool_gap_s"] < 10
     assert server.get("/agentinfer/status")["tools"]["search"]["count"] >= 1
+    assert cli.main(["status", "--url", server.url]) == 0
+    [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  search ")]
+    assert int(row[1]) >= 1, "gaps"
+    assert row[-1] == "ago"
     assert 'agentinfer_tool_gap_seconds_count{tool="search"}' in server.get("/metrics")
 
 
