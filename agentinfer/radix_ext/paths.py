@@ -56,6 +56,7 @@ class PathTree:
         self._nobodys: list[tuple[int, int]] = []  # heap of (last use, node id); may hold entries that are out of date
         self._uses = 0
         self.claimed_tokens = [0] * len(Claim)
+        self._moved: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._nodes) - 1
@@ -95,6 +96,7 @@ class PathTree:
                 self.claimed_tokens[claim] -= gone.num_tokens
         for session in gone.sessions:
             self._frontier[session] = above
+            self._moved[session] = None
         above.sessions |= gone.sessions
         self._note_if_nobodys(above)
 
@@ -110,6 +112,7 @@ class PathTree:
             before.sessions.discard(session)
             self._note_if_nobodys(before)
         self._frontier[session] = target
+        self._moved[session] = None
         target.sessions.add(session)
         self._mark(target, held, 1)
 
@@ -140,6 +143,12 @@ class PathTree:
         touched = self._nodes[node]
         touched.last_use = self._uses
         self._note_if_nobodys(touched)
+
+    def take_moved(self) -> list[str]:
+        """Sessions whose cached tokens changed since the last call, some of which may be gone."""
+        moved = list(self._moved)
+        self._moved.clear()
+        return moved
 
     def cached_tokens(self, session: str) -> int:
         """Tokens of the session's context that are cached, counted from its start."""

@@ -1,33 +1,18 @@
-"""AgentSched's decisions behind one door: who runs next, who is held, what is evicted and retracted first.
-
-turn arrives ─ of a member ──────────────────────────────▶ may go, in the order of the score
-             └ of a held session ─▶ in line, with a deadline
-                    ├ there is room and it is the eldest ─▶ joins the working set
-                    ├ it is the session's first, and there is room ─▶ visits
-                    └ its deadline has passed ────────────▶ visits, or takes the smallest member's place
-"""
+"""AgentSched's decisions behind one door: who runs next, who is held, what is evicted and retracted first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from agentinfer.radix_ext import retention
+from agentinfer.radix_ext.admission import Admission
 from agentinfer.radix_ext.facade import KvState, Plan, TurnRequest
-from agentinfer.radix_ext.fairness import Deadlines
-from agentinfer.radix_ext.order import Scored, score
 from agentinfer.radix_ext.paths import Claim, PathTree
 from agentinfer.radix_ext.pressure import Pressure, pressure
 from agentinfer.radix_ext.sessions import Session, SessionBook, Standing
 from agentinfer.radix_ext.settings import SchedulingSettings
 from agentinfer.radix_ext.tool_latency import ToolLatency
-from agentinfer.radix_ext.working_set import WorkingSet
-
-# Turns past their deadlines that run at once: each may need much of the cache for one turn only.
-_MAX_DUE_VISITORS = 3
-# First turns of held sessions that are tried for room in a plan, so that a long queue costs no more than a short one.
-_NEW_TRIED = 16
 
 
 class AgentPolicy:
@@ -38,40 +23,31 @@ class AgentPolicy:
         self.settings = settings
         self.paths = PathTree()
         self.latency = ToolLatency() if latency is None else latency
-        self.working_set = WorkingSet(settings, self.paths, capacity_tokens)
-        self.deadlines = Deadlines(settings, capacity_tokens)
+        self.admission = Admission(settings, self.paths, self.latency, capacity_tokens)
         self._book = SessionBook()
         self._session_of: dict[str, Session] = {}
-        self._due: dict[str, None] = {}  # waiting turns past their deadline, the earliest deadline first
-        self._new: dict[str, None] = {}  # held first turns of sessions: nothing is recomputed for them
         self._pressure = Pressure(0.0, 1.0)
         self._longest_wait_s = 0.0
-        self._counts = dict.fromkeys(("joined", "paused", "parked", "visits", "due"), 0)
 
     def turn_arrived(self, turn: TurnRequest) -> None:
         session = self._book.get(turn.session or turn.rid)
         if session is None:
             session = self._book.open(turn.session or turn.rid, turn.parent, turn.priority)
-            self.working_set.hold(session)
         session.came_back(turn.arrived_s, self.latency)
         if not session.is_busy:
             session.context_tokens = turn.prompt_tokens
-        session.waiting[turn.rid] = turn
         self._session_of[turn.rid] = session
         self._now_waits(session, turn)
 
     def turn_started(self, rid: str, now_s: float) -> None:
         session = self._session_of[rid]
-        turn = session.waiting.pop(rid)
-        session.running[rid] = turn
+        turn = session.running[rid] = session.waiting.pop(rid)
         self._longest_wait_s = max(self._longest_wait_s, now_s - turn.arrived_s)
         self._waits_no_more(session, rid)
 
     def turn_requeued(self, rid: str, now_s: float) -> None:
         session = self._session_of[rid]
-        turn = session.running.pop(rid)
-        session.waiting[rid] = turn
-        self._now_waits(session, turn)
+        self._now_waits(session, session.running.pop(rid))
 
     def turn_finished(self, rid: str, now_s: float, context_tokens: int, tool: str | None, is_last: bool) -> None:
         session = self._session_of.pop(rid)
@@ -103,22 +79,24 @@ class AgentPolicy:
             self._after_turn(known)
 
     def plan(self, now_s: float, kv: KvState) -> Plan:
-        committed = self.working_set.committed_tokens()
-        committed = self._pause(committed)
-        committed = self._let_in_due(now_s, committed)
-        committed = self._let_in_eldest(now_s, committed)
-        self._let_in_new(committed)
-        if not kv.num_running and not any(True for _ in self._admitted()):
-            # Work conserving: an idle engine takes the eldest turn whatever it displaces.
-            head = self.working_set.head()
-            if head is not None:
-                self._join(head)
-        return Plan((*self._due, *(rid for rid in self._ordered(now_s, kv) if rid not in self._due)))
+        self._note_moved()
+        self.admission.update(now_s, self._session_of, is_idle=not kv.num_running)
+        candidates, due = self.admission.candidates, self.admission.due
+        self._pressure = pressure(
+            kv.free_tokens + kv.evictable_tokens,
+            self.paths.claimed_tokens[Claim.WAITING],
+            candidates.demanded_tokens(),
+            self.settings.price_max,
+            self.settings.price_slope,
+        )
+        ordered = candidates.in_order(now_s, self._pressure)
+        return Plan((*due, *(rid for rid in ordered if rid not in due)) if due else tuple(ordered))
 
     def wake_s(self, now_s: float) -> float | None:
-        return self.deadlines.next_s()
+        return self.admission.deadlines.next_s()
 
     def victims(self, now_s: float) -> Iterator[int]:
+        self._note_moved()
         return retention.victims(self.paths, self._ascending(now_s), lambda session: self._rank(session, now_s))
 
     def retraction_order(self, rids: Sequence[str], now_s: float) -> list[str]:
@@ -129,192 +107,73 @@ class AgentPolicy:
         return sorted(rids, key=worth)
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
+        """What an operator is shown; `bound_s` is what a turn that arrives now is promised to wait at most."""
         waiting = [turn for session in self._book for turn in session.waiting.values()]
+        working_set, deadlines = self.admission.working_set, self.admission.deadlines
         return {
             "price": round(self._pressure.price, 4),
             "sessions": len(self._book),
-            "members": len(self.working_set.members),
-            "visitors": len(self.working_set.visitors),
-            "held": self.working_set.num_in_line,
+            "members": len(working_set.members),
+            "visitors": len(working_set.visitors),
+            "held": working_set.num_in_line,
             "waiting": len(waiting),
-            "committed_tokens": self.working_set.committed_tokens(),
-            "capacity_tokens": self.working_set.capacity_tokens,
-            "bound_s": round(self.deadlines.bound_s(), 3),
+            "committed_tokens": working_set.committed_tokens(),
+            "capacity_tokens": working_set.capacity_tokens,
+            "bound_s": round(deadlines.bound_s(), 3),
             "oldest_wait_s": round(max((now_s - turn.arrived_s for turn in waiting), default=0.0), 3),
             "longest_wait_s": round(self._longest_wait_s, 3),
-            **self._counts,
+            **self.admission.counts,
         }
 
     def check_integrity(self) -> None:
         """Raises AssertionError naming the broken rule and what broke it."""
+        self._note_moved()
         self.paths.check_integrity()
-        self.working_set.check_integrity(self._book)
+        self.admission.working_set.check_integrity(self._book)
         rids = {rid for session in self._book for rid in (*session.waiting, *session.running)}
         assert rids == set(self._session_of), f"turns without a session: {rids ^ set(self._session_of)}"
-        held = {rid for s in self._book if s.standing is Standing.HELD for rid in s.waiting}
-        assert held == set(self.deadlines), f"held but no deadline, or the reverse: {held ^ set(self.deadlines)}"
-
-    # Letting sessions in and out. Each returns the tokens committed after it.
-
-    def _pause(self, committed: int) -> int:
-        """Members at a turn boundary leave, the youngest first, while more is committed than there is."""
-        if committed <= self.working_set.capacity_tokens:
-            return committed
-        candidates = self.working_set.pausable()
-        for session in candidates:
-            if committed <= self.working_set.capacity_tokens or len(self.working_set.members) <= 1:
-                break
-            if not self._due.keys().isdisjoint(session.waiting):
-                continue
-            self._hold(session)
-            self._counts["paused"] += 1
-            committed = self.working_set.committed_tokens()
-        return committed
-
-    def _let_in_due(self, now_s: float, committed: int) -> int:
-        while len(self._due) < _MAX_DUE_VISITORS:
-            rid = self.deadlines.pop_due(now_s)
-            if rid is None:
-                break
-            session = self._session_of[rid]
-            self._due[rid] = None
-            self._counts["due"] += 1
-            if session.context_tokens > self.working_set.smallest_member_tokens():
-                # To recompute a big context for one turn is waste: it stays, and the youngest member pauses.
-                self._join(session)
-            else:
-                self._visit(session)
-            committed = self.working_set.committed_tokens()
-        return committed
-
-    def _let_in_eldest(self, now_s: float, committed: int) -> int:
-        while (head := self.working_set.head()) is not None:
-            if not self.working_set.has_room_to_join(head, committed) and not self._park(head, now_s, committed):
-                break
-            self._join(head)
-            committed = self.working_set.committed_tokens()
-        return committed
-
-    def _let_in_new(self, committed: int) -> None:
-        for rid in list(islice(self._new, _NEW_TRIED)):
-            session = self._session_of[rid]
-            if self.working_set.has_room_to_visit(session, committed):
-                self._visit(session)
-                committed = self.working_set.committed_tokens()
-
-    def _park(self, head: Session, now_s: float, committed: int) -> bool:
-        """Members that stay away long give their places up if that lets `head` in."""
-        away = self._away_by_rate(now_s)
-        leaving: list[Session] = []
-        for rate, session in away:
-            recompute_s = session.context_tokens / self.settings.prefill_tokens_per_s
-            if rate * self.settings.park_ratio * recompute_s > 1.0:
-                break
-            leaving.append(session)
-            committed -= session.context_tokens
-            if self.working_set.has_room_to_join(head, committed):
-                for each in leaving:
-                    self._hold(each)
-                self._counts["parked"] += len(leaving)
-                return True
-        return False
-
-    def _join(self, session: Session) -> None:
-        self._settle(session)
-        self.working_set.join(session)
-        self._counts["joined"] += 1
-
-    def _visit(self, session: Session) -> None:
-        self._settle(session)
-        self.working_set.visit(session)
-        self._counts["visits"] += 1
-
-    def _hold(self, session: Session) -> None:
-        self.working_set.hold(session)
-        for turn in session.waiting.values():
-            self._promise(session, turn)
-
-    # Turns in waiting.
+        held = {rid for each in self._book if each.standing is Standing.HELD for rid in each.waiting}
+        promised = set(self.admission.deadlines)
+        assert held == promised, f"held but without a deadline, or the reverse: {held ^ promised}"
+        waiting = {rid for each in self._book for rid in each.waiting}
+        missing = [rid for rid in waiting - held if rid not in self.admission.candidates]
+        assert not missing, f"neither held nor candidates: {missing}"
+        assert len(self.admission.candidates) == len(waiting - held), "candidates that do not wait"
 
     def _now_waits(self, session: Session, turn: TurnRequest) -> None:
+        session.waiting[turn.rid] = turn
         self.paths.claim(Claim.WAITING, session.id)
-        if session.standing is Standing.HELD:
-            self.working_set.hold(session)
-            self._promise(session, turn)
+        self.admission.turn_waits(session, turn)
 
     def _waits_no_more(self, session: Session, rid: str) -> None:
-        self.deadlines.settle(rid)
-        self._due.pop(rid, None)
-        self._new.pop(rid, None)
         if not session.waiting:
             self.paths.release(Claim.WAITING, session.id)
-            if session.standing is Standing.HELD:
-                self.working_set.hold(session)
-
-    def _promise(self, session: Session, turn: TurnRequest) -> None:
-        self.deadlines.promise(turn.rid, turn.arrived_s, session.known_tokens)
-        if not session.num_turns:
-            self._new[turn.rid] = None
-
-    def _settle(self, session: Session) -> None:
-        for rid in session.waiting:
-            self.deadlines.settle(rid)
-            self._new.pop(rid, None)
+        self.admission.turn_left(session, rid)
 
     def _after_turn(self, session: Session) -> None:
         if session.is_busy:
             return
         if session.is_ended:
-            self.working_set.remove(session)
+            self.admission.working_set.remove(session)
             self.paths.forget(session.id)
             self._book.drop(session.id)
-        elif session.standing is Standing.VISITOR:
-            self.working_set.hold(session)
+        else:
+            self.admission.turns_over(session)
 
-    # Orders.
-
-    def _admitted(self) -> Iterator[tuple[Session, TurnRequest]]:
-        for sessions in (self.working_set.members, self.working_set.visitors):
-            for session in sessions.values():
-                for turn in session.waiting.values():
-                    yield session, turn
-
-    def _ordered(self, now_s: float, kv: KvState) -> list[str]:
-        """Waiting turns that may go, the highest score first."""
-        scored: list[tuple[Session, TurnRequest, Scored]] = []
-        for session, turn in self._admitted():
-            hit = min(self.paths.cached_tokens(session.id), turn.prompt_tokens)
-            parent = 0 if session.parent is None else self.paths.cached_tokens(session.parent)
-            waited_s = now_s - turn.arrived_s
-            scored.append((session, turn, Scored(turn.prompt_tokens, hit, waited_s, session.num_turns, parent)))
-        demanded = sum(each.prompt_tokens - each.hit_tokens for _, _, each in scored)
-        self._pressure = pressure(
-            kv.free_tokens + kv.evictable_tokens,
-            self.paths.claimed_tokens[Claim.WAITING],
-            demanded,
-            self.settings.price_max,
-            self.settings.price_slope,
-        )
-        keys = {
-            turn.rid: (-turn.priority, -score(each, self._pressure, self.settings), session.seniority, turn.rid)
-            for session, turn, each in scored
-        }
-        return sorted(keys, key=keys.__getitem__)
-
-    def _away_by_rate(self, now_s: float) -> list[tuple[float, Session]]:
-        """Members away at tools, the one expected back last first."""
-        away = [
-            (self.latency.return_rate(session.tools, max(0.0, now_s - session.away_since_s)), session)
-            for session in self.working_set.members.values()
-            if session.away_since_s is not None
-        ]
-        return sorted(away, key=lambda each: (each[0], each[1].seniority))
+    def _note_moved(self) -> None:
+        for name in self.paths.take_moved():
+            session = self._book.get(name)
+            if session is not None:
+                self.admission.cached_tokens_changed(session)
 
     def _ascending(self, now_s: float) -> Iterator[str]:
-        yield from list(self.working_set.held())
-        yield from [session.id for _, session in self._away_by_rate(now_s)]
-        rest = [*self.working_set.visitors.values(), *self.working_set.members.values()]
-        yield from [session.id for session in sorted(rest, key=lambda s: s.seniority, reverse=True)]
+        """The live sessions by `_rank`, lazily: most evictions end with the first few."""
+        working_set = self.admission.working_set
+        yield from [session.id for session in working_set.held_and_cached()]
+        yield from [session.id for _, session in self.admission.away_by_rate(now_s)]
+        rest = [*working_set.visitors.values(), *working_set.members.values()]
+        rest = [session for session in rest if session.away_since_s is None]
+        yield from [session.id for session in sorted(rest, key=lambda each: each.seniority, reverse=True)]
 
     def _rank(self, session: str, now_s: float) -> retention.Rank:
         known = self._book.get(session)
