@@ -28,8 +28,6 @@ _IS_AHEAD: Final = np.triu(np.ones((NUM_BUCKETS, NUM_BUCKETS), dtype=bool))
 LONGEST_WAIT_S: Final = float(_MIDDLES_S[-1])
 """Who waited longer (nine days) is answered as if it were this long."""
 MEDIAN_OF_UNKNOWN_S: Final = 3.0
-HINT_TRUST: Final = 0.8
-"""The chance that a client's `expected_tool_s` is right within a factor of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +125,11 @@ def slowest_of(members: Sequence[GapDistribution]) -> Floats:
     return np.append(np.maximum(np.diff(all_back), 0.0), max(0.0, 1 - none_lost))
 
 
-def hinted(expected_bucket: int) -> Floats:
-    """The chances of a client's word: a triangle over the factor of two below and above, in the logarithm of time."""
+def around(expected_bucket: int, doublings: int) -> Floats:
+    """The chances of an expectation: a triangle that ends `doublings` below and above it, in the logarithm of time."""
+    reach = doublings * BUCKETS_A_DOUBLING
     chances = np.zeros(NUM_BUCKETS + 1)
-    for offset in range(-BUCKETS_A_DOUBLING, BUCKETS_A_DOUBLING + 1):
+    for offset in range(-reach, reach + 1):
         bucket = min(max(expected_bucket + offset, 0), NUM_BUCKETS - 1)
-        chances[bucket] += BUCKETS_A_DOUBLING + 1 - abs(offset)
+        chances[bucket] += reach + 1 - abs(offset)
     return np.asarray(chances / chances.sum())

@@ -17,12 +17,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agentinfer.gap_histogram import NUM_BUCKETS, UPPER_EDGES_S, GapHistogram, bucket_of
-from agentinfer.radix_ext.gap_distribution import HINT_TRUST, Floats, GapDistribution, broad_prior, hinted, slowest_of
+from agentinfer.gap_histogram import NUM_BUCKETS, SHORTEST_S, UPPER_EDGES_S, GapHistogram, bucket_of
+from agentinfer.radix_ext.gap_distribution import Floats, GapDistribution, around, broad_prior, slowest_of
 from agentinfer.tool_gaps import KNOWN_GAPS, MAX_TOOLS, NO_TOOL, SEVERAL_TOOLS, ToolGaps, filed_under
 
 MAX_INDICES: Final = 16 * MAX_TOOLS
 _FIRST_ROWS: Final = 64
+HINT_TRUST: Final = 0.8
+"""The chance that a client's word on its tools is right within a factor of two."""
+HABIT_TRUST: Final = 0.5
+"""The chance that a session is away for about as long as it usually is, within a factor of four. On recorded coding
+agents that is worth 0.4 bits of log-likelihood a pause of people, and less than nothing for tools."""
+_NEWS_SHARE: Final = 0.3
 
 _Key = tuple[tuple[str, ...], int | None]  # the distinct tools in order, the bucket of the expected seconds
 _Stamp = tuple[int, ...]
@@ -53,32 +59,33 @@ class ToolLatency:
         """The session ended while it was in `tools`."""
         self.gaps.observe_never(tools)
 
-    def distribution(self, tools: Sequence[str], expected_tool_s: float | None = None) -> GapDistribution:
+    def distribution(self, tools: Sequence[str], expected_s: float | None = None) -> GapDistribution:
         """What is believed of the gap after a reply with these calls, before any of it has passed.
 
-        A client's `expected_tool_s` is believed with chance `HINT_TRUST`. Once twice that was waited, only what was
-        learned is left of the mixture.
+        `expected_s` is what a client said of its tools, believed with chance `HINT_TRUST`: once twice that was waited,
+        only what was learned is left of the mixture. Where no tool was called it is how long this session was usually
+        away so far (`usual_s`), believed with chance `HABIT_TRUST`: people differ more than tools do.
         """
-        return self._distribution(_key(tools, expected_tool_s))
+        return self._distribution(_key(tools, expected_s))
 
     def survival(self, tools: Sequence[str], waited_s: float) -> float:
         """P(the session is not back after `waited_s`)."""
         return self.distribution(tools).exceeds(waited_s)
 
-    def return_rate(self, tools: Sequence[str], waited_s: float, expected_tool_s: float | None = None) -> float:
+    def return_rate(self, tools: Sequence[str], waited_s: float, expected_s: float | None = None) -> float:
         """Returns per second, at the horizon at which they are most: `GapDistribution.return_rates`."""
-        index = self.index_of(tools, expected_tool_s)
+        index = self.index_of(tools, expected_s)
         self._outdate()
         if not self._is_fresh[index]:
             self._refresh(index)
         return float(self._rates[index, bucket_of(waited_s)])
 
-    def index_of(self, tools: Sequence[str], expected_tool_s: float | None = None) -> int:
+    def index_of(self, tools: Sequence[str], expected_s: float | None = None) -> int:
         """What `return_rates` knows these calls by; ask anew at each call.
 
         It stands until `max_indices` others were asked for. Then others get it, and whoever kept it gets their rate.
         """
-        key = _key(tools, expected_tool_s)
+        key = _key(tools, expected_s)
         index = self._indices.pop(key, None)
         if index is None:
             index = self._new_index(key)
@@ -154,15 +161,22 @@ class ToolLatency:
             learned = _blended(self.gaps.histogram(SEVERAL_TOOLS), together)
         if expected_bucket is None:
             return GapDistribution.of(learned)
-        return GapDistribution.of(HINT_TRUST * hinted(expected_bucket) + (1 - HINT_TRUST) * learned / learned.sum())
+        trust, doublings = (HINT_TRUST, 1) if tools else (HABIT_TRUST, 2)
+        return GapDistribution.of(trust * around(expected_bucket, doublings) + (1 - trust) * learned / learned.sum())
 
     def _of_one(self, tool: str) -> Floats:
         population = np.array(self.gaps.population) + _BROAD
         return _blended(self.gaps.histogram(tool), population / population.sum())
 
 
-def _key(tools: Sequence[str], expected_tool_s: float | None) -> _Key:
-    return _distinct(tuple(tools)), None if expected_tool_s is None else bucket_of(expected_tool_s)
+def usual_s(before_s: float | None, seconds: float) -> float:
+    """A running geometric mean of a session's pauses, the newest included; `before_s` is None at its first."""
+    seconds = max(seconds, SHORTEST_S)
+    return seconds if before_s is None else before_s ** (1 - _NEWS_SHARE) * seconds**_NEWS_SHARE
+
+
+def _key(tools: Sequence[str], expected_s: float | None) -> _Key:
+    return _distinct(tuple(tools)), None if expected_s is None else bucket_of(expected_s)
 
 
 @functools.lru_cache(maxsize=MAX_INDICES)

@@ -20,7 +20,7 @@ from agentinfer.radix_ext.gap_distribution import (
     broad_prior,
     slowest_of,
 )
-from agentinfer.radix_ext.tool_latency import MAX_INDICES, ToolLatency
+from agentinfer.radix_ext.tool_latency import MAX_INDICES, ToolLatency, usual_s
 from agentinfer.tool_gaps import ToolGaps
 
 TOOLS = st.lists(st.sampled_from(["bash", "read", "search", "build"]), max_size=3).map(tuple)
@@ -234,6 +234,20 @@ def test_a_hint_is_believed_until_twice_its_time_has_passed():
         assert hinted.remaining_quantile_s(0.5, waited_s) == pytest.approx(
             learned.remaining_quantile_s(0.5, waited_s), rel=1e-6
         )
+
+
+def test_a_session_is_away_as_long_as_it_usually_is():
+    latency = ToolLatency()
+    for _ in range(200):
+        latency.observe((), 60.0)
+    own_s = None
+    for pause_s in (3600.0, 3000.0, 4000.0):
+        own_s = usual_s(own_s, pause_s)
+    assert 3000 < own_s < 4000
+    assert latency.survival((), 600.0) < 0.01
+    assert latency.distribution((), own_s).exceeds(600.0) == pytest.approx(0.5, abs=0.02)
+    assert latency.return_rate((), 600.0, own_s) == pytest.approx(1 / 3000, rel=0.3)
+    assert usual_s(None, 0.0) > 0
 
 
 def test_sessions_that_never_return_lower_the_rate_of_those_that_wait_long():
