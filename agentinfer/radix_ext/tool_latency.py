@@ -143,12 +143,15 @@ class ToolLatency:
         self._is_fresh[index] = True
 
     def _stamp(self, tools: tuple[str, ...]) -> _Stamp:
-        names = tools if len(tools) < 2 else (*tools, SEVERAL_TOOLS)
-        histograms = (self.gaps.histogram(name) for name in names or (NO_TOOL,))
-        return (
-            self.gaps.population_version,
-            *(-1 if histogram is None else histogram.version for histogram in histograms),
-        )
+        """The versions of all that a row derives from."""
+        if not tools:
+            return (self._version(NO_TOOL),)
+        names = tools if len(tools) == 1 else (*tools, SEVERAL_TOOLS)
+        return (self.gaps.population_version, *map(self._version, names))
+
+    def _version(self, name: str) -> int:
+        histogram = self.gaps.histogram(name)
+        return -1 if histogram is None else histogram.version
 
     def _distribution(self, key: _Key) -> GapDistribution:
         tools, expected_bucket = key
