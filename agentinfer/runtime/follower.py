@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -21,12 +21,14 @@ from agentinfer.hints import parse_hints
 from agentinfer.messages import Api, Conversation, Reply
 from agentinfer.metrics import Metrics
 from agentinfer.prefix_doctor import Diagnosis, diagnose
-from agentinfer.radix_ext.latency_file import LatencyFile
 from agentinfer.record import RecordWriter, TurnRecord
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 from agentinfer.runtime.tool_times import ToolTimes
 from agentinfer.runtime.turns import FollowedTurn
 from agentinfer.sessions import Outcome, SessionTable
+
+if TYPE_CHECKING:
+    from agentinfer.radix_ext.latency_file import LatencyFile
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentinfer import __version__
 from agentinfer.clock import Clock, SystemClock
@@ -22,7 +22,6 @@ from agentinfer.config import AgentInferConfig
 from agentinfer.errors import ConfigError, HintError
 from agentinfer.messages import shortened
 from agentinfer.metrics import Metrics
-from agentinfer.radix_ext.latency_file import LatencyFile
 from agentinfer.record import RecordWriter
 from agentinfer.runtime.exchange import App, Exchange, Receive, Scope, Send
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
@@ -31,6 +30,9 @@ from agentinfer.runtime.scheduling.channel import connect
 from agentinfer.runtime.seams import Seam
 from agentinfer.runtime.turns import FollowedTurn, current_turn
 from agentinfer.sessions import SessionTable
+
+if TYPE_CHECKING:
+    from agentinfer.radix_ext.latency_file import LatencyFile
 
 FOLLOWED_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate"))
 SEAMS = (
@@ -148,8 +150,7 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
 
     clock = SystemClock()
     recorder = None if config.record.record is None else _open_record(Path(config.record.record), model, clock)
-    kept_in = config.scheduling.sched_latency_file if config.scheduling.enabled else None
-    latency_file = None if kept_in is None else LatencyFile(Path(kept_in), clock)
+    latency_file = _open_latency_file(config, clock)
     followers: list[TurnFollower] = []
     is_warm = threading.Event()
 
@@ -196,6 +197,15 @@ def _follower(
         latency_file=latency_file,
     )
     return follower
+
+
+def _open_latency_file(config: AgentInferConfig, clock: Clock) -> LatencyFile | None:
+    kept_in = config.scheduling.sched_latency_file
+    if not config.scheduling.enabled or kept_in is None:
+        return None
+    from agentinfer.radix_ext.latency_file import LatencyFile
+
+    return LatencyFile(Path(kept_in), clock)
 
 
 def _open_record(path: Path, model: str, clock: Clock) -> RecordWriter:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentinfer.clock import Clock
 from agentinfer.metrics import Metrics
-from agentinfer.radix_ext.latency_file import LatencyFile
 from agentinfer.sessions import Outcome, SessionView, Turn
 from agentinfer.tool_gaps import ToolGaps
+
+if TYPE_CHECKING:
+    from agentinfer.radix_ext.latency_file import LatencyFile
 
 
 @dataclass(frozen=True, slots=True)

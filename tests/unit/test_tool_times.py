@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import subprocess
+import sys
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -178,3 +180,8 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
     server.turn("a", after_s=2.0)
     server.follower.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_without_scheduling_loads_none_of_it():
+    code = "import sys, agentinfer.runtime.http; sys.exit(any('radix_ext' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
