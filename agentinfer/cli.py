@@ -19,6 +19,7 @@ _COMMANDS = {
     "replay": ("agentinfer.replay.cli", "drive a live server with recorded agent sessions and measure it"),
     "report": ("agentinfer.replay.cli", "compare the results of replays, as table and picture"),
     "simulate": ("agentinfer.simulate.cli", "recorded sessions on a simulated engine, under any scheduling policy"),
+    "calibrate": ("agentinfer.simulate.cli", "measure what a running server's work takes, for simulate"),
     "corpus": ("agentinfer.corpus.cli", "the store of contexts that drafts come from: look, fill, prune, verify"),
     "doctor": ("agentinfer.runtime.doctor", "check versions, device, seams, models and settings; say what to do"),
     "status": ("agentinfer.status", "what a running server says about its agent sessions and their tools"),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from agentinfer.errors import AgentInferError
 from agentinfer.radix_ext.simulator import EVICTIONS, ORDERS, costs
 from agentinfer.replay import table
+from agentinfer.simulate import measuring
+from agentinfer.simulate.fitting import fit
 from agentinfer.simulate.policies import parse_policies
 from agentinfer.simulate.run import SimulationOptions, simulate
 from agentinfer.simulate.sessions import read_workload
@@ -56,6 +60,21 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     add("--seed", type=int, metavar="N", help="shuffle the sessions (default: the trace's order)")
     add("--json", metavar="OUT", help="write the record")
     parser.set_defaults(run=_simulate)
+    _add_calibrate(subparsers)
+
+
+def _add_calibrate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "calibrate",
+        help="measure what a running server's work takes",
+        description="Measure prefill and decoding of a running, idle server, and fit the costs that simulate takes.",
+    )
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:30000", help="the server (default %(default)s)")
+    add("--quick", action="store_true", help="few points, once each: seconds instead of minutes, and less exact")
+    add("--seed", type=int, default=0, help="of the prompts; a server has those of another run cached (default 0)")
+    add("--json", required=True, metavar="OUT", help="write costs, errors of the fit and samples")
+    parser.set_defaults(run=_calibrate)
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -82,6 +101,38 @@ def _simulate(args: argparse.Namespace) -> int:
     if too_long:
         print(f"{too_long} sessions left out: their contexts exceed {args.kv_tokens:,} tokens")
     print(f"token counts: {workload.token_counts}")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    _check_writable(args.json)
+    grid = measuring.QUICK if args.quick else measuring.FULL
+    url = args.url.rstrip("/").removesuffix("/v1")
+    told = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    server, prefill, decode = asyncio.run(measuring.measure(url, grid, args.seed, told))
+    found = fit(server.base, prefill, decode)
+    record = {
+        "costs": asdict(found.costs),
+        "error": {"prefill": asdict(found.prefill), "decode": asdict(found.decode)},
+        "assumed": ["reserved_output_tokens", "running_reserve", "load_tokens_per_s"],
+        "server": {
+            "model": server.model,
+            "version": server.version,
+            "device": server.device,
+            "kv_tokens": server.kv_tokens,
+        },
+        "prefill": [asdict(sample) for sample in prefill],
+        "decode": [asdict(sample) for sample in decode],
+        "command": shlex.join(["agentinfer", *sys.argv[1:]]),
+    }
+    _write(args.json, record)
+    rows = [
+        (name, table.figure(value) if not isinstance(value, bool) else str(value))
+        for name, value in asdict(found.costs).items()
+    ]
+    print(table.render(("", "measured"), rows))
+    for name, error in (("prefill", found.prefill), ("decode", found.decode)):
+        print(f"{name}: the fit is off by {error.mean:.1%} on average, {error.largest:.1%} at most")
     return 0
 
 

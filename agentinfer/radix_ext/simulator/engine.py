@@ -54,6 +54,11 @@ class Engine:
     def num_running(self) -> int:
         return len(self._running) + len(self._prefilling)
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it stands idle although turns wait: its policy lets none of them go."""
+        return self._idle_since_s is not None
+
     def submit(self, request: Request, kept_tokens: int | None) -> None:
         """A turn arrives now. `kept_tokens` of its session's context remain; None for a session's first turn."""
         if kept_tokens is None:
@@ -159,7 +164,8 @@ class Engine:
         request.load_tokens, request.has_begun = loaded, False
         request.prefilled_tokens = cached + loaded
         self._count_start(request, cached, loaded)
-        request.started_s = now_s
+        if request.started_s is None:
+            request.started_s = now_s
         del self.waiting[request.rid]
         self._prefilling.append(request)
         self.policy.turn_started(request.rid, now_s)
@@ -298,7 +304,9 @@ class Engine:
         context = request.prompt_tokens + request.output_tokens
         self._context_tokens -= context
         self._leave(request, context)
+        assert request.started_s is not None, "a turn ends that never started"
         tally.turns_s.append(now_s - request.arrived_s)
+        tally.serves_s.append(now_s - request.started_s)
         tally.output_tokens += request.output_tokens
         self.policy.turn_finished(request.rid, now_s, context, request.tool, request.is_last)
         if request.is_last:

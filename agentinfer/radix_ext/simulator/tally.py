@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 class Tally:
     """Seconds and tokens over all replicas. Prompt tokens are counted once for each time a turn starts.
 
+    A turn waits until it starts for the first time and is served from then on; `turns_s` is both together.
+
     A turn's prompt tokens are found on the device (`hit_tokens`), brought back from the host (`loaded_tokens`), or
     computed; of the computed ones, `recomputed_tokens` had been computed before.
     """
@@ -16,6 +18,7 @@ class Tally:
     completions_s: list[float] = field(default_factory=list)
     turns_s: list[float] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
+    serves_s: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     hit_tokens: int = 0
     loaded_tokens: int = 0
