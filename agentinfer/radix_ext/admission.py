@@ -48,6 +48,12 @@ class Admission:
         self._new: dict[str, Session] = {}
         self._next_parking_s = float("-inf")
 
+    def use(self, settings: SchedulingSettings) -> None:
+        """Settings with another speed of the engine."""
+        self._settings = settings
+        self.deadlines.use(settings)
+        self.candidates.use(settings)
+
     def turn_waits(self, session: Session, turn: TurnRequest) -> None:
         """A turn was queued."""
         if session.standing is Standing.HELD:

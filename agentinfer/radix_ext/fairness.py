@@ -25,7 +25,7 @@ class Deadlines:
 
     def __init__(self, settings: SchedulingSettings, capacity_tokens: int) -> None:
         self._settings = settings
-        self._refills_s = settings.bound_refills * capacity_tokens / settings.prefill_tokens_per_s
+        self._capacity_tokens = capacity_tokens
         self._promised: dict[str, float] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._count = 0
@@ -38,12 +38,17 @@ class Deadlines:
     def __iter__(self) -> Iterator[str]:
         return iter(self._promised)
 
+    def use(self, settings: SchedulingSettings) -> None:
+        """Settings with another speed of the engine; what was promised stands."""
+        self._settings = settings
+
     def bound_s(self) -> float:
         """What a turn that arrives now is promised."""
         if self._settings.max_wait_s is not None:
             return self._settings.max_wait_s
+        refills_s = self._settings.bound_refills * self._capacity_tokens / self._settings.prefill_tokens_per_s
         visits_s = self._recompute_tokens / self._settings.prefill_tokens_per_s
-        return max(self._refills_s, visits_s / self._settings.visit_share)
+        return max(refills_s, visits_s / self._settings.visit_share)
 
     def promise(self, rid: str, arrived_s: float, recompute_tokens: int) -> None:
         """A turn is held that arrived at `arrived_s` and would recompute so many tokens of its session's context."""

@@ -52,6 +52,10 @@ class Candidates:
     def __contains__(self, rid: str) -> bool:
         return rid in self._row_of
 
+    def use(self, settings: SchedulingSettings) -> None:
+        """Settings with another speed of the engine."""
+        self._settings = settings
+
     def add(self, rid: str, candidate: Candidate) -> None:
         """A turn may go from now on."""
         assert rid not in self._row_of, f"{rid} may go already"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agentinfer.radix_ext import retention
@@ -28,6 +29,11 @@ class AgentPolicy:
         self._session_of: dict[str, Session] = {}
         self._pressure = Pressure(0.0, 1.0)
         self._longest_wait_s = 0.0
+
+    def engine_measured(self, prefill_tokens_per_s: float) -> None:
+        """The engine's speed, as far as it is known by now; every rank is told the same at the same step."""
+        self.settings = replace(self.settings, prefill_tokens_per_s=prefill_tokens_per_s)
+        self.admission.use(self.settings)
 
     def turn_arrived(self, turn: TurnRequest) -> None:
         session = self._book.get(turn.session or turn.rid)
