@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import shlex
 import sys
 from collections.abc import Callable
@@ -72,7 +73,12 @@ def _add_calibrate(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:30000", help="the server (default %(default)s)")
     add("--quick", action="store_true", help="few points, once each: seconds instead of minutes, and less exact")
-    add("--seed", type=int, default=0, help="of the prompts; a server has those of another run cached (default 0)")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of the prompts, which a server may have cached from a run with the same N",
+    )
     add("--json", required=True, metavar="OUT", help="write costs, errors of the fit and samples")
     parser.set_defaults(run=_calibrate)
 
@@ -109,7 +115,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     grid = measuring.QUICK if args.quick else measuring.FULL
     url = args.url.rstrip("/").removesuffix("/v1")
     told = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    server, prefill, decode = asyncio.run(measuring.measure(url, grid, args.seed, told))
+    rng = random.SystemRandom() if args.seed is None else random.Random(args.seed)
+    server, prefill, decode = asyncio.run(measuring.measure(url, grid, rng, told))
     found = fit(server.base, prefill, decode)
     record = {
         "costs": asdict(found.costs),

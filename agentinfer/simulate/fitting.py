@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,13 @@ class PrefillSample:
 
 @dataclass(frozen=True, slots=True)
 class DecodeSample:
-    """A step of `sequences` that decode together; `kv_tokens` is what they attended to, on average over the steps."""
+    """A step of `sequences` with contexts of `context_tokens` that decode together.
+
+    `kv_tokens` is what they attended to, on average over the steps.
+    """
 
     sequences: int
+    context_tokens: int
     kv_tokens: float
     seconds: float
 
@@ -55,12 +60,17 @@ class Fit:
 
 
 def fit(base: EngineCosts, prefill: Sequence[PrefillSample], decode: Sequence[DecodeSample]) -> Fit:
-    """`base` with the measured costs in place of its own. Raises CalibrationError where the times make no sense."""
+    """`base` with the measured costs in place of its own. Raises CalibrationError where the times make no sense.
+
+    Of several samples of one point the shortest counts: what else the machine does can only add to it.
+    """
     times = [sample.seconds for sample in prefill] + [sample.seconds for sample in decode]
     if not all(0 < seconds < float("inf") for seconds in times):
         raise CalibrationError(f"measured times from {min(times)} to {max(times)} s: expected times above 0")
     if len({sample.prompt_tokens for sample in prefill}) < 2 or len({sample.sequences for sample in decode}) < 2:
         raise CalibrationError("expected prompts of two lengths and batches of two sizes at least to fit costs to")
+    prefill = _shortest(prefill, lambda sample: sample.prompt_tokens)
+    decode = _shortest(decode, lambda sample: (sample.sequences, sample.context_tokens))
     lengths = np.array([sample.prompt_tokens for sample in prefill], float)
     columns = np.stack([np.ones_like(lengths), lengths, lengths * lengths / 2], axis=1)
     (request_s, token_s, attention_s), prefill_error = _solved(columns, [sample.seconds for sample in prefill])
@@ -89,6 +99,19 @@ def fit(base: EngineCosts, prefill: Sequence[PrefillSample], decode: Sequence[De
         attention_s=attention_s,
     )
     return Fit(costs, prefill_error, decode_error)
+
+
+_Sample = TypeVar("_Sample", PrefillSample, DecodeSample)
+
+
+def _shortest(samples: Sequence[_Sample], point: Callable[[_Sample], Hashable]) -> list[_Sample]:
+    """Of each point the sample of the shortest time."""
+    best: dict[Hashable, _Sample] = {}
+    for sample in samples:
+        known = best.setdefault(point(sample), sample)
+        if sample.seconds < known.seconds:
+            best[point(sample)] = sample
+    return list(best.values())
 
 
 def _solved(columns: _Floats, seconds: Sequence[float]) -> tuple[list[float], FitError]:

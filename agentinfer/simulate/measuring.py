@@ -34,7 +34,7 @@ class Grid:
     repeats: int
 
 
-FULL = Grid((32, 128, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32), (32, 512, 2048), 32, 3)
+FULL = Grid((32, 128, 512, 1024, 2048), (1, 2, 4, 8, 16), (32, 512, 1536), 24, 2)
 QUICK = Grid((32, 256, 768), (1, 4), (32, 384), 12, 1)
 
 
@@ -82,13 +82,13 @@ class Prober:
         self,
         http: aiohttp.ClientSession,
         server: Server,
-        seed: int,
+        rng: random.Random,
         clock: Clock | None = None,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._http = http
         self._server = server
-        self._random = random.Random(seed)
+        self._random = rng
         self._clock = clock or SystemClock()
         self._told = told
 
@@ -144,7 +144,7 @@ class Prober:
             )
         seconds = (seen[-1][0] - seen[0][0]) / tokens
         middle = context + (seen[0][1] + seen[-1][1]) / 2
-        return DecodeSample(sequences, sequences * middle, seconds)
+        return DecodeSample(sequences, context, sequences * middle, seconds)
 
     async def _stream(self, context: int, steps: int) -> list[tuple[float, int]]:
         """When how many tokens were there."""
@@ -172,13 +172,13 @@ class Prober:
 
 
 async def measure(
-    url: str, grid: Grid, seed: int, told: Callable[[str], None] = lambda _: None
+    url: str, grid: Grid, rng: random.Random, told: Callable[[str], None] = lambda _: None
 ) -> tuple[Server, list[PrefillSample], list[DecodeSample]]:
     """Raises CalibrationError where the server does not answer as expected."""
     async with aiohttp.ClientSession() as http:
         try:
             server = await inspect(http, url)
-            prober = Prober(http, server, seed, told=told)
+            prober = Prober(http, server, rng, told=told)
             return server, await prober.prefill(grid), await prober.decode(grid)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise CalibrationError(f"{url}: {error or type(error).__name__}") from error
