@@ -22,6 +22,9 @@ class RecordingPolicy:
     held: set[str] = field(default_factory=set)
     waiting: list[str] = field(default_factory=list)
 
+    def engine_measured(self, prefill_tokens_per_s: float) -> None:
+        self.events.append(("measured", prefill_tokens_per_s))
+
     def turn_arrived(self, turn: TurnRequest) -> None:
         self.events.append(("arrived", turn.rid, turn.session))
         self.waiting.append(turn.rid)
@@ -87,6 +90,7 @@ class Request:
         self.extra_key = self.cache_salt = self.kv_rotation_base = None
         self.skip_radix_cache_insert = self.swa_prefix_lock_released = False
         self.finished_reason: Any = None
+        self.to_finish: Any = None
         self.last_node: int | None = None
         self.lock_receipt: Any = None
         self.prefix_indices: Any = None

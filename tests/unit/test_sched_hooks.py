@@ -9,6 +9,7 @@ import pytest
 
 from agentinfer.runtime.scheduling.book import TurnBook
 from agentinfer.runtime.scheduling.hooks import SchedulerHooks
+from agentinfer.runtime.scheduling.speed import PrefillSpeed
 from tests.scheduling_builders import RecordingPolicy, Request
 
 pytestmark = pytest.mark.sglang
@@ -32,13 +33,23 @@ class Scheduler:
         self.enable_priority_scheduling = options.get("by_priority", False)
         self.schedule_low_priority_values_first = options.get("low_first", False)
         self.token_to_kv_pool_allocator = SimpleNamespace(size_full=100, available_size=lambda: 40)
+        self.mirror_problem: str | None = None
+        self.num_checks = 0
         self.tree_cache = SimpleNamespace(
-            supports_swa=lambda: False, full_evictable_size=lambda: 30, num_unordered_evictions=0
+            supports_swa=lambda: False,
+            full_evictable_size=lambda: 30,
+            num_unordered_evictions=0,
+            tree_core=SimpleNamespace(check_mirror=self._check_mirror),
         )
         self.tried: list[list[str]] = []
         self.during: Any = None
         self.refused: set[str] = set()
         self.lengths: list[int] = []
+
+    def _check_mirror(self) -> None:
+        self.num_checks += 1
+        if self.mirror_problem is not None:
+            raise AssertionError(self.mirror_problem)
 
     def add(self, request: Request) -> Request:
         self.hooks.add_to_queue(Scheduler._add, self, request)
@@ -55,13 +66,14 @@ class Scheduler:
         if request.rid not in self.refused:
             self.waiting_queue.append(request)
 
-    def _fill(self, delayer: Any, running_batch: Any) -> None:
+    def _fill(self, delayer: Any, running_batch: Any) -> tuple[None, Any]:
         self.tried.append([request.rid for request in self.waiting_queue])
         if self.during is not None:
             self.during()
         taken = self.waiting_queue[: self.fits]
         self.running_batch.reqs += taken
         self.waiting_queue = [request for request in self.waiting_queue if request not in taken]
+        return None, running_batch
 
 
 def queue_of(scheduler: Scheduler) -> list[str]:
@@ -128,10 +140,11 @@ def test_refused_request_never_arrives() -> None:
 
 def test_failed_request_goes_first_and_is_never_held() -> None:
     scheduler = Scheduler()
-    for rid in "abc":
-        scheduler.add(Request(rid, [1, 2]))
-    scheduler.waiting_queue[0].finish(is_abort=True)
     scheduler.policy.held = {"a"}
+    for rid in "abc":
+        request = Request(rid, [1, 2])
+        request.to_finish = "no such grammar" if rid == "a" else None
+        scheduler.add(request)
     scheduler.step()
     assert scheduler.tried == [["a", "c", "b"]]
 
@@ -174,13 +187,56 @@ def test_requests_that_came_another_way_are_planned_too() -> None:
 
 def test_news_reach_the_policy_and_are_answered_with_its_figures() -> None:
     scheduler = Scheduler()
-    news = SimpleNamespace(now_s=7.5, called=[("s", ["search"], 7.0)], ended=["t"])
-    report = scheduler.hooks.take_news(scheduler, news)
-    assert scheduler.policy.events == [("called", "s", ("search",), 7.0), ("ended", "t")]
+    report = scheduler.hooks.take_news(scheduler, news(7.5, [("s", ["search"], 7.0)], ["t"], 250.0))
+    assert scheduler.policy.events == [("called", "s", ("search",), 7.0), ("ended", "t"), ("measured", 250.0)]
     assert scheduler.book.now_s == 7.5
-    assert report.figures == {"waiting": 0, "open_turns": 0, "swept_turns": 0, "unordered_evictions": 0}
-    scheduler.hooks.take_news(scheduler, SimpleNamespace(now_s=6.0, called=[], ended=[]))
+    assert report.figures == {
+        "waiting": 0,
+        "measured_prefill_tokens_per_s": None,
+        "open_turns": 0,
+        "swept_turns": 0,
+        "unordered_evictions": 0,
+        "mirror_errors": 0,
+    }
+    scheduler.hooks.take_news(scheduler, news(6.0))
     assert scheduler.book.now_s == 7.5
+
+
+def news(now_s: float, called: Any = (), ended: Any = (), speed: float | None = None) -> Any:
+    return SimpleNamespace(now_s=now_s, called=called, ended=ended, prefill_tokens_per_s=speed)
+
+
+def test_mirror_is_compared_with_the_tree_once_after_each_busy_time(caplog: pytest.LogCaptureFixture) -> None:
+    scheduler = Scheduler()
+    request = scheduler.add(Request("a", [1]))
+    scheduler.mirror_problem = "node 7 is on the device but not in the mirror"
+    scheduler.hooks.take_news(scheduler, news(1.0))
+    assert scheduler.num_checks == 0
+    scheduler.waiting_queue.remove(request)
+    for _ in range(3):
+        report = scheduler.hooks.take_news(scheduler, news(1.0))
+    assert scheduler.num_checks == 1
+    assert report.figures["mirror_errors"] == 1
+    assert "node 7 is on the device but not in the mirror" in caplog.text
+
+
+def test_speed_is_measured_from_batches_that_compute_prompts() -> None:
+    speed = PrefillSpeed()
+    assert speed.tokens_per_s is None
+    speed.end(1.0)
+    speed.begin(1000, now_s=0.0)
+    speed.begin(500, now_s=0.1)  # formed while the first one runs
+    speed.end(10.0)
+    assert speed.tokens_per_s == pytest.approx(100.0)
+    speed.end(15.0)
+    assert speed.tokens_per_s == pytest.approx(100.0)
+    speed.begin(4, now_s=20.0)
+    speed.end(21.0)
+    assert speed.tokens_per_s == pytest.approx(100.0)
+    for step in range(100):
+        speed.begin(10_000, now_s=30.0 + step)
+        speed.end(31.0 + step)
+    assert speed.tokens_per_s == pytest.approx(10_000, rel=0.01)
 
 
 def test_load_reports_see_what_is_cached_of_a_waiting_prompts_session() -> None:

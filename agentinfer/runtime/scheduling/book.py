@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from agentinfer.radix_ext.facade import Policy, TurnRequest
 from agentinfer.runtime.requests import ARRIVAL_KEY, HINTS_KEY
@@ -18,30 +18,52 @@ from agentinfer.runtime.requests import ARRIVAL_KEY, HINTS_KEY
 logger = logging.getLogger(__name__)
 
 
+class EnginePolicy(Policy, Protocol):
+    """A policy that can be told how fast its engine is."""
+
+    def engine_measured(self, prefill_tokens_per_s: float) -> None: ...
+
+
 @dataclass(slots=True)
 class OpenTurn:
-    """A request that the policy knows. `is_alone`: nobody said whose turn it is, so it is a session of its own."""
+    """A request that the policy knows. `is_alone`: nobody said whose turn it is, so it is a session of its own.
+    `has_failed`: it was refused before it was queued, and only waits to be told."""
 
     request: Any
     session: str
     is_alone: bool
     is_started: bool = False
+    has_failed: bool = False
 
 
 class TurnBook:
     """Owned by the scheduler's process; an `OpenTurn` is freed when its request is released, dropped or swept."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: EnginePolicy) -> None:
         self.policy = policy
         self.now_s = 0.0
         self.num_swept = 0
         """Requests that left the engine without passing the prefix cache."""
+        self.num_closed = 0
+        """Turns that ended, however."""
         self._turns: dict[str, OpenTurn] = {}
+        self._num_started = 0
+        self.num_failed = 0
         self._open: Counter[str] = Counter()
         self._ended: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._turns)
+
+    @property
+    def num_waiting(self) -> int:
+        """Open turns that have not started, or were taken back."""
+        return len(self._turns) - self._num_started
+
+    def requests(self, rids: Iterable[str]) -> list[Any]:
+        """The engine's requests of open turns, in this order."""
+        turns = self._turns
+        return [turns[rid].request for rid in rids]
 
     def __contains__(self, rid: str) -> bool:
         return rid in self._turns
@@ -56,6 +78,7 @@ class TurnBook:
         if known is not None and known.request is request:
             if known.is_started:
                 known.is_started = False
+                self._num_started -= 1
                 self.policy.turn_requeued(request.rid, self.now_s)
             return
         if known is not None:
@@ -64,8 +87,11 @@ class TurnBook:
         if arrived_s is not None:
             self.advance(arrived_s)
         session = hints.get("session")
-        turn = OpenTurn(request, session or f"request {request.rid}", is_alone=session is None)
+        turn = OpenTurn(
+            request, session or f"request {request.rid}", is_alone=session is None, has_failed=has_failed(request)
+        )
         self._turns[request.rid] = turn
+        self.num_failed += turn.has_failed
         self._open[turn.session] += 1
         self._ended.discard(turn.session)
         self.policy.turn_arrived(
@@ -87,6 +113,7 @@ class TurnBook:
             turn = self._turns.get(request.rid)
             if turn is not None and not turn.is_started:
                 turn.is_started = True
+                self._num_started += 1
                 self.policy.turn_started(request.rid, self.now_s)
 
     def released(self, request: Any) -> None:
@@ -144,6 +171,7 @@ class TurnBook:
 
     def _close(self, rid: str, is_gone: bool) -> None:
         turn = self._turns.pop(rid)
+        self.num_closed += 1
         self._open[turn.session] -= 1
         if self._open[turn.session]:
             return
@@ -151,6 +179,11 @@ class TurnBook:
         if is_gone or turn.session in self._ended:
             self._ended.discard(turn.session)
             self.policy.session_ended(turn.session)
+
+
+def has_failed(request: Any) -> bool:
+    """Whether SGLang has found the request to be one that it cannot serve; it is queued all the same."""
+    return request.to_finish is not None or request.finished()
 
 
 def _carried(request: Any) -> tuple[Mapping[str, Any], float | None]:

@@ -7,11 +7,13 @@ the waiting queue for that call only, so that everything else always sees the wh
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentinfer.radix_ext.facade import KvState
-from agentinfer.runtime.scheduling.book import TurnBook
+from agentinfer.runtime.scheduling.book import TurnBook, has_failed
+from agentinfer.runtime.scheduling.speed import PrefillSpeed
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,9 @@ class SchedulerHooks:
 
     def __init__(self) -> None:
         self._book: TurnBook | None = None
+        self._speed = PrefillSpeed()
+        self._checked: object = None
+        self._num_mirror_errors = 0
         # While a prefill pass runs: requests kept from it, by arrival; None between passes.
         self._held: list[Any] | None = None
 
@@ -39,19 +44,21 @@ class SchedulerHooks:
         queue = scheduler.waiting_queue
         running_batch = kwargs.get("running_batch", args[-1] if args else None)
         if not queue or (scheduler.chunked_req is None and _has_no_room(scheduler, running_batch)):
-            return original(scheduler, *args, **kwargs)
-        arrival = list(queue)
+            result = original(scheduler, *args, **kwargs)
+            self._note_begun(result[0])
+            return result
         order, self._held = self._planned(scheduler, running_batch)
         scheduler.waiting_queue = order
         try:
-            return original(scheduler, *args, **kwargs)
+            result = original(scheduler, *args, **kwargs)
+            self._note_begun(result[0])
+            return result
         finally:
             held, self._held = self._held, None
-            left = {id(request) for request in (*scheduler.waiting_queue, *held)}
-            self.book.started([request for request in arrival if id(request) not in left])
-            known = {id(request) for request in arrival}
-            new = [request for request in (*scheduler.waiting_queue, *held) if id(request) not in known]
-            scheduler.waiting_queue = [request for request in arrival if id(request) in left] + new
+            if scheduler.waiting_queue is order and len(order) + len(held) == len(queue):
+                scheduler.waiting_queue = queue  # nothing was taken, as in most passes, and nothing came
+            else:
+                self._settle(scheduler, queue, [*scheduler.waiting_queue, *held])
 
     def add_to_queue(self, original: Callable[..., Any], scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
         """Around `_add_request_to_queue`, by which new, retracted and preempted requests come, and those whose grammar
@@ -74,6 +81,11 @@ class SchedulerHooks:
                 scheduler.waiting_queue = [request for request in scheduler.waiting_queue if request is not req]
                 held.append(req)
         return result
+
+    def batch_processed(self, result: None, scheduler: Any, batch: Any, batch_result: Any) -> None:
+        """After `process_batch_result`."""
+        if batch.forward_mode.is_extend():
+            self._speed.end(time.perf_counter())
 
     def keep_order(self, original: Callable[..., None], policy: Any, *args: Any, **kwargs: Any) -> None:
         """Instead of `SchedulePolicy.calc_priority`: the queue is in the plan's order; nothing is matched for it."""
@@ -108,7 +120,11 @@ class SchedulerHooks:
             book.tool_called(session, tools, started_s)
         for session in news.ended:
             book.session_ended(session)
+        if news.prefill_tokens_per_s is not None:
+            book.policy.engine_measured(news.prefill_tokens_per_s)
         book.sweep(_present(scheduler))
+        if not len(book):
+            self._check_mirror(scheduler)
         from agentinfer.runtime.scheduling.messages import SchedulingReport
 
         return SchedulingReport(figures=self.figures(scheduler))
@@ -117,26 +133,57 @@ class SchedulerHooks:
         """What the status route and the metrics show."""
         return {
             **self.book.policy.snapshot(self.book.now_s),
+            "measured_prefill_tokens_per_s": self._speed.tokens_per_s,
             "open_turns": len(self.book),
             "swept_turns": self.book.num_swept,
             "unordered_evictions": scheduler.tree_cache.num_unordered_evictions,
+            "mirror_errors": self._num_mirror_errors,
         }
+
+    def _note_begun(self, batch: Any) -> None:
+        if batch is not None:
+            self._speed.begin(int(batch.extend_num_tokens), time.perf_counter())
+
+    def _check_mirror(self, scheduler: Any) -> None:
+        """Once after each time that the engine was busy: a policy over a mirror that is wrong evicts what it should
+        keep, which nobody would notice otherwise. Requests are served all the same."""
+        if self._checked == (done := self.book.num_closed):
+            return
+        self._checked = done
+        try:
+            scheduler.tree_cache.tree_core.check_mirror()
+        except AssertionError as error:
+            self._num_mirror_errors += 1
+            logger.error(
+                "agentinfer: the prefix cache and its mirror disagree (%s); answers are right, evictions may not be. "
+                "Please report it; POST /flush_cache starts both anew",
+                error,
+            )
+
+    def _settle(self, scheduler: Any, arrival: Sequence[Any], left: Sequence[Any]) -> None:
+        """After a pass: what it took has started; what is `left` waits in the order of arrival, newcomers last."""
+        left_ids, known_ids = set(map(id, left)), set(map(id, arrival))
+        self.book.started([request for request in arrival if id(request) not in left_ids])
+        scheduler.waiting_queue = [request for request in arrival if id(request) in left_ids]
+        scheduler.waiting_queue += [request for request in left if id(request) not in known_ids]
 
     def _planned(self, scheduler: Any, running_batch: Any) -> tuple[list[Any], list[Any]]:
         """The waiting requests to try, in order, and those to keep back."""
-        queue = scheduler.waiting_queue
-        if any(request.rid not in self.book for request in queue) or len(self.book) > len(queue) + _num_running(
-            scheduler, running_batch
-        ):
-            self.book.sweep(_present(scheduler))
+        queue, book = scheduler.waiting_queue, self.book
+        if book.num_waiting != len(queue) or len(book) > len(queue) + _num_running(scheduler, running_batch):
+            book.sweep(_present(scheduler))
             for request in queue:
-                self.book.arrived(request, _priority(scheduler, request))
-        plan = self.book.policy.plan(self.book.now_s, _kv_state(scheduler, running_batch))
-        by_rid = {request.rid: request for request in queue}
-        # One that failed already only waits for its answer.
-        order = [request for request in queue if request.finished() and by_rid.pop(request.rid)]
-        order += [by_rid.pop(rid) for rid in plan.order if rid in by_rid]
-        return order, list(by_rid.values())
+                book.arrived(request, _priority(scheduler, request))
+        plan = book.policy.plan(book.now_s, _kv_state(scheduler, running_batch))
+        order = book.requests(plan.order)
+        if len(order) == len(queue):
+            return order, []
+        going = set(map(id, order))
+        held = [request for request in queue if id(request) not in going]
+        if book.num_failed:
+            failed = [request for request in held if has_failed(request)]
+            order, held = failed + order, [request for request in held if not has_failed(request)]
+        return order, held
 
 
 def _has_no_room(scheduler: Any, running_batch: Any) -> bool:
