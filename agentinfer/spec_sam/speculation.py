@@ -33,7 +33,8 @@ _MEMORY: Final = 2
 _RETRIEVED: Final = 3
 _MAX_WORTH: Final = 0.5
 _SAVE_EVERY: Final = 64  # finished turns
-_SHORT: Final = 2048  # tokens, indexed in less time than handing them over takes to pay
+_SHORT: Final = 4096  # tokens: a turn that adds no more takes less than half a millisecond to index
+_AT_ONCE: Final = 8  # chunks of a short turn
 
 
 @dataclass(slots=True)
@@ -48,6 +49,17 @@ class _Request:
     sources: list[Generation | None] = field(default_factory=list)  # the stream's, by index
 
 
+@dataclass(slots=True)
+class _Composition:
+    """Whose step it is, looked up once for as long as they stay the same."""
+
+    request_ids: list[str]
+    max_width: int
+    streams: list[DraftStream] | None  # None where a prompt is not ready
+    batch: DraftBatch
+    rows: DraftRows
+
+
 class Speculation:
     """For one thread, the scheduler's. Raises SpeculationError for a request it does not know."""
 
@@ -59,13 +71,15 @@ class Speculation:
         builder: BackgroundBuilder | None = None,
     ) -> None:
         self._settings = settings = settings or SpeculationSettings()
-        self._worth = settings.min_path_probability
+        self._worth = self._least_worth = settings.min_path_probability
+        self._mean_drafted = settings.mean_drafted
         self._builder = builder or BackgroundBuilder()
         self._model = DraftModel(list(settings.stop_tokens))
         self._texts = SessionTexts(settings.session_bytes, settings.max_match)
         self._contexts = Contexts(
             self._builder, memory_bytes=settings.memory_bytes, max_match=settings.max_match, store=store
         )
+        self._num_at_once = 0 if store is not None else _AT_ONCE  # a store may wait for the disk
         # A store of this process's own holds what was learned as well; a read-only one is somebody else's.
         self._learned = store.path if store is not None and not store.read_only else None
         if store is not None:
@@ -74,6 +88,7 @@ class Speculation:
         self._requests: dict[str, _Request] = {}
         self._streams: dict[str, DraftStream] = {}  # of requests that are indexed and wait for nothing
         self._batches: dict[tuple[int, int], tuple[DraftBatch, DraftRows]] = {}
+        self._composition: _Composition | None = None  # the last batch's, where all its prompts were ready
         self._max_children = int(settings.chain)
 
     def open(
@@ -100,7 +115,7 @@ class Speculation:
         self._requests[request_id] = request
         is_short = len(own_prompt) - text.length <= _SHORT
         request.job = self._builder.submit(
-            text, self._index(request, related), at_once=self._contexts.num_at_once if is_short else 0
+            text, self._index(request, related), at_once=self._num_at_once if is_short else 0
         )
         if request.indexed is not None:
             self._streams[request_id] = request.indexed
@@ -110,20 +125,19 @@ class Speculation:
         of its output included), and drafts up to `max_width` nodes for each, the root counted."""
         if max_width < 1:
             raise SpeculationError(f"max_width is {max_width}; expected at least 1, the root")
-        found = self._batches.get((len(request_ids), max_width))
-        batch, rows = found or self._new_batch(len(request_ids), max_width)
-        try:
-            streams = [*map(self._streams.__getitem__, request_ids)]
-        except KeyError:
-            self._draft_some(request_ids, new_tokens, offsets, batch)
+        now = self._composition
+        if now is None or now.max_width != max_width or now.request_ids != request_ids:
+            now = self._compose(request_ids, max_width)
+        if now.streams is None:
+            self._draft_some(request_ids, new_tokens, offsets, now.batch)
         else:
-            if streams:
-                self._draft(streams, new_tokens, offsets, rows, max_width)
-        return batch
+            self._draft(now.streams, new_tokens, offsets, now.rows, max_width)
+        return now.batch
 
     def close(self, request_id: str, *, finished: bool) -> None:
         """The request left. A finished one is remembered, by its session and its namespace; any other only leaves."""
         self._streams.pop(request_id, None)
+        self._composition = None
         request = self._requests.pop(request_id, None)
         if request is None:
             raise SpeculationError(f"request {request_id!r} is not open, so it cannot be closed")
@@ -131,7 +145,7 @@ class Speculation:
         job = request.job
         if finished:
             chunks = self._remember(request, request_id)
-            job = self._builder.submit(request.text, chunks, at_once=self._contexts.num_at_once)
+            job = self._builder.submit(request.text, chunks, at_once=self._num_at_once)
             self._num_finished += 1
             if self._learned is not None and self._num_finished % _SAVE_EVERY == 0:
                 self._builder.submit(self._model, iter([self.save_learned]))
@@ -204,14 +218,25 @@ class Speculation:
             )
         )
 
+    def _compose(self, request_ids: Sequence[str], max_width: int) -> _Composition:
+        is_ready = all(request_id in self._streams for request_id in request_ids)
+        streams = [self._streams[request_id] for request_id in request_ids] if is_ready else None
+        shape = len(request_ids), max_width
+        batch, rows = self._batches.get(shape) or self._new_batch(*shape)
+        made = _Composition(list(request_ids), max_width, streams, batch, rows)
+        self._composition = made if is_ready else None
+        return made
+
     def _draft(
         self, streams: Sequence[DraftStream], tokens: Tokens, offsets: Offsets, rows: DraftRows, max_width: int
     ) -> None:
         num_drafted = draft_batch(streams, tokens, offsets, rows, self._max_children, self._worth)
-        aim = self._settings.mean_drafted
-        if aim is not None and max_width > 1:
+        aim = self._mean_drafted
+        if aim is not None and max_width > 1 and streams:
             worth = self._worth * (1 + 0.01 * (num_drafted / len(streams) / aim - 1))
-            self._worth = min(max(worth, self._settings.min_path_probability), _MAX_WORTH)
+            if worth < self._least_worth:
+                worth = self._least_worth
+            self._worth = worth if worth < _MAX_WORTH else _MAX_WORTH
 
     def _draft_some(self, request_ids: Sequence[str], tokens: Tokens, offsets: Offsets, batch: DraftBatch) -> None:
         """Where prompts are still being indexed: those requests get their roots only."""

@@ -44,7 +44,8 @@ class SessionText:
 
     def finish(self, waiting: list[Tokens]) -> Tokens:
         """A turn ended whose output the automaton holds but for these last tokens; returns the whole output."""
-        self.automaton.extend(np.concatenate([self.known[:0], *waiting]))
+        if waiting:
+            self.automaton.extend(np.concatenate(waiting))
         log = self.automaton.tokens
         output: Tokens = log[len(log) - (self.automaton.num_tokens - self.num_indexed) :]
         self.known = np.concatenate([self.known[: self.length], output])

@@ -128,7 +128,7 @@ def test_a_short_prompt_is_ready_when_it_is_open_and_a_long_one_is_not() -> None
     phrase = text(1, 50)
     worker = Worker(Speculation(builder=InlineBuilder(does_at_once=True)))  # type: ignore[arg-type]
     worker.open("short", phrase + phrase[:20], phrase[20:])
-    worker.open("long", text(2, 5000) + phrase + phrase[:20], phrase[20:])
+    worker.open("long", text(2, 9000) + phrase + phrase[:20], phrase[20:])
     assert worker.step("short")[0] >= 8
     assert worker.step("long") == [0]
 

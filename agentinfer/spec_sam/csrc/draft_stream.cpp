@@ -165,6 +165,7 @@ void DraftStream::propose(std::int32_t node, std::int32_t first, std::int32_t en
     waiting_.push_back(Waiting{probability, node, candidate.token, static_cast<std::int32_t>(proposals_.size())});
     std::push_heap(waiting_.begin(), waiting_.end());
     proposals_.push_back(Proposal{i, place, estimate, features});
+    model_.correction().prefetch(features);
   }
 }
 
