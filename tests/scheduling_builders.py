@@ -216,6 +216,7 @@ class CacheHarness:
     def check(self) -> None:
         """Tree, mirror and memory agree."""
         self.cache.sanity_check()
+        self.book.check_integrity()
         private = sum(each.kv.kv_allocated_len - each.kv.cache_protected_len for each in self.running)
         cached = self.cache.full_evictable_size() + self.cache.full_protected_size()
         free = self.allocator.available_size()

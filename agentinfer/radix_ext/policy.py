@@ -175,8 +175,10 @@ class AgentPolicy:
     def _ascending(self, now_s: float) -> Iterator[str]:
         """The live sessions by `_rank`, lazily: most evictions end with the first few."""
         working_set = self.admission.working_set
-        yield from [session.id for session in working_set.held_and_cached()]
-        yield from [session.id for _, session in self.admission.away_by_rate(now_s)]
+        for session in working_set.held_and_cached():
+            yield session.id
+        for _, session in self.admission.away_by_rate(now_s):
+            yield session.id
         rest = [*working_set.visitors.values(), *working_set.members.values()]
         rest = [session for session in rest if session.away_since_s is None]
         yield from [session.id for session in sorted(rest, key=lambda each: each.seniority, reverse=True)]

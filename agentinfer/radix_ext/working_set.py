@@ -16,7 +16,7 @@ Sessions change their standing at turn boundaries only.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from agentinfer.radix_ext.paths import Claim, PathTree
 from agentinfer.radix_ext.sessions import Session, Standing
@@ -91,7 +91,7 @@ class WorkingSet:
         """The eldest held session with a waiting turn."""
         return self._line.eldest()
 
-    def held_and_cached(self) -> list[Session]:
+    def held_and_cached(self) -> Iterator[Session]:
         """Held sessions of which something is cached, the youngest first."""
         return self._held_cached.youngest_first()
 
@@ -111,9 +111,9 @@ class WorkingSet:
         """The context of the smallest member, 0 without members."""
         return min((member.context_tokens for member in self.members.values()), default=0)
 
-    def pausable(self) -> list[Session]:
+    def pausable(self) -> Iterator[Session]:
         """Members at a turn boundary with a waiting turn, the youngest first."""
-        return [member for member in self._members.youngest_first() if member.waiting and not member.running]
+        return (member for member in self._members.youngest_first() if member.waiting and not member.running)
 
     def check_integrity(self, sessions: Iterable[Session]) -> None:
         """Raises AssertionError naming the session whose standing disagrees with the sets."""
@@ -183,8 +183,12 @@ class _Line:
     def eldest(self) -> Session | None:
         return self._by_seniority[self._order[0]] if self._order else None
 
-    def youngest_first(self) -> list[Session]:
-        return [self._by_seniority[seniority] for seniority in reversed(self._order)]
+    def youngest_first(self) -> Iterator[Session]:
+        """Those who are in line now and have not left by the time it is their turn."""
+        for seniority in reversed(self._order.copy()):
+            session = self._by_seniority.get(seniority)
+            if session is not None:
+                yield session
 
     def check_integrity(self) -> None:
         assert self._order == sorted(self._by_seniority), "a line is out of the order of seniority"

@@ -169,8 +169,18 @@ class TurnBook:
             logger.debug("request %s left the engine unseen", rid)
             self.dropped(rid)
 
+    def check_integrity(self) -> None:
+        """Recounts. Raises AssertionError naming the count that is wrong."""
+        counted = (self._num_started, self.num_failed, dict(self._open))
+        turns = self._turns.values()
+        open_turns = dict(Counter(turn.session for turn in turns))
+        recounted = (sum(turn.is_started for turn in turns), sum(turn.has_failed for turn in turns), open_turns)
+        assert counted == recounted, f"counted (started, failed, open) {counted}, recounted {recounted}"
+
     def _close(self, rid: str, is_gone: bool) -> None:
         turn = self._turns.pop(rid)
+        self._num_started -= turn.is_started
+        self.num_failed -= turn.has_failed
         self.num_closed += 1
         self._open[turn.session] -= 1
         if self._open[turn.session]:
