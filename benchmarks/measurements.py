@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import spec_document
 from benchmarks.drafting import document as drafting
+from benchmarks.sched_live import document as sched_document
+from benchmarks.tables import conditions, quartiles, spread, table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,8 +41,11 @@ def page(results: Path = RESULTS) -> str:
         _section(results / "cpu_attention.json", _cpu_attention),
         _section(results / "automaton.json", _automaton),
         _drafting(results),
-        _section(results / "spec_live.json", _spec_live),
-        _section(results / "spec_live_unrepeated.json", _unrepeated),
+        _section(results / "spec_live.json", spec_document.spec_live),
+        _section(results / "spec_live_unrepeated.json", spec_document.unrepeated),
+        _section(results / "sched_live.json", sched_document.comparison),
+        _section(results / "sched_live_mixed.json", sched_document.mixed),
+        _section(results / "sched_live_parity.json", sched_document.parity),
         _section(results / "store.json", _store),
         _section(results / "kernels_cpu.json", _kernels),
     ]
@@ -80,14 +86,10 @@ def _replays(results: Path) -> str:
         "ms a token",
     ]
     commands = "\n".join(
-        f"- `{name}`: `{run['provenance']['command']}`" + _conditions(run["provenance"]) for name, run in runs
+        f"- `{name}`: `{run['provenance']['command']}`" + conditions(run["provenance"]) for name, run in runs
     )
     text = "Recorded sessions with forced replies against the live server with the embedded model, on two CPU cores."
-    return f"## Recorded sessions on a live server\n\n{text}\n\n{_table(heads, rows)}\n{commands}\n"
-
-
-def _conditions(provenance: dict[str, Any]) -> str:
-    return f" ({provenance['conditions']})" if provenance.get("conditions") else ""
+    return f"## Recorded sessions on a live server\n\n{text}\n\n{table(heads, rows)}\n{commands}\n"
 
 
 def _cpu_attention(run: Any) -> str:
@@ -98,7 +100,7 @@ def _cpu_attention(run: Any) -> str:
         f"paired, {run['repeats']} repeats, {run['threads']} thread. Below 1 we are slower: in float32 short cases pay "
         "for results that do not depend on batch and cache. `torch_native` has no speculative verification."
     )
-    return f"## Attention without a GPU\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
+    return f"## Attention without a GPU\n\n{text}\n\n{table(heads, rows)}\n`{run['command']}`\n"
 
 
 def _attention_row(case: dict[str, Any]) -> list[str]:
@@ -114,10 +116,10 @@ def _automaton(run: Any) -> str:
             row["trace"],
             f"{row['tokens']:,}",
             f"{row['by_session']['bytes_per_token']:.1f} / {row['one_store']['bytes_per_token']:.1f}",
-            _spread(row["session_build_ns_per_token"]),
-            _spread(row["store_build_ns_per_token"]),
-            _spread(row["match_ns_per_token"]),
-            _spread(row["decode_step_ns_per_call"]),
+            spread(row["session_build_ns_per_token"]),
+            spread(row["store_build_ns_per_token"]),
+            spread(row["match_ns_per_token"]),
+            spread(row["decode_step_ns_per_call"]),
         ]
         for row in run["rows"]
     ]
@@ -131,64 +133,14 @@ def _automaton(run: Any) -> str:
         "decode step ns",
     ]
     text = f"Median of {run['repeat']} runs (least to most)."
-    return f"## Suffix automaton\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
+    return f"## Suffix automaton\n\n{text}\n\n{table(heads, rows)}\n`{run['command']}`\n"
 
 
 def _drafting(results: Path) -> str:
     heads, rows = drafting.table(results)
     if not rows:
         return ""
-    return f"{_DRAFTING}\n{_table(heads, rows)}\n" + "\n".join(drafting.commands(results)) + "\n"
-
-
-def _spec_live(run: Any) -> str:
-    rows = []
-    for row in run["rows"]:
-        figures = row["variants"]
-        ngram = min((n for n in figures if n.startswith("ngram")), key=lambda n: float(figures[n]["tpot_mean_s"]))
-        shown = {"off": figures["off"], ngram: figures[ngram], "agent_sam": figures["agent_sam"]}
-        rows.append(
-            [
-                row["concurrency"],
-                " / ".join(f"{1000 * each['tpot_mean_s']:.1f}" for each in shown.values()),
-                _ratio(row["tpot_speedup_over_off"]),
-                _ratio(row[f"tpot_speedup_over_{ngram}"]),
-                " / ".join(f"{each['ttft_p50_s']:.2f}" for each in shown.values()),
-                " / ".join(f"{each['completion_mean_s']:.1f}" for each in shown.values()),
-            ]
-        )
-    heads = [
-        "sessions at once",
-        "ms a token: off / NGRAM / AGENT_SAM",
-        "AGENT_SAM over off, by turn",
-        "over NGRAM, by turn",
-        "TTFT p50 s",
-        "session s",
-    ]
-    ngram = [name for row in run["rows"] for name in row["variants"] if name.startswith("ngram")]
-    widths = sorted({int(name.partition("_")[2]) for name in ngram})
-    best = f"run with {widths[0]} draft tokens" if len(widths) == 1 else f"in each row the best of {widths} tokens"
-    text = (
-        f"Recorded sessions of `{run['trace']['name']}` with forced replies, {run['dtype']}, threads a server: "
-        f"{run['threads']}; paired: every session on each server in turn, none twice. NGRAM is {best}. Ratios are "
-        "medians (quartiles) over turns; below 1 we are slower."
-    )
-    return f"## Speculation on a live server\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`{_conditions(run)}\n"
-
-
-def _unrepeated(run: Any) -> str:
-    rows = [
-        [
-            row["concurrency"],
-            " / ".join(f"{1000 * row['variants'][name]['tpot_mean_s']:.1f}" for name in ("off", "agent_sam")),
-            _ratio(row["tpot_speedup_over_off"]),
-        ]
-        for row in run["rows"]
-    ]
-    heads = ["sessions at once", "ms a token: off / AGENT_SAM", "AGENT_SAM over off, by turn"]
-    text = "Sessions of random words (`benchmarks.unrepeated`), where no draft can help: what speculation costs there."
-    made = f"`{run['command']}`{_conditions(run)}"
-    return f"## Speculation where nothing repeats\n\n{text}\n\n{_table(heads, rows)}\n{made}\n"
+    return f"{_DRAFTING}\n{table(heads, rows)}\n" + "\n".join(drafting.commands(results)) + "\n"
 
 
 def _store(run: Any) -> str:
@@ -211,7 +163,7 @@ def _store(run: Any) -> str:
         f"Among {cost['contexts']:,} contexts one retrieval takes {cost['retrieve_cpu_ms']['p50']:.1f} ms of processor "
         f"time (p99 {cost['retrieve_cpu_ms']['p99']:.1f})."
     )
-    return f"## Context store\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}`\n"
+    return f"## Context store\n\n{text}\n\n{table(heads, rows)}\n`{run['command']}`\n"
 
 
 def _kernels(run: Any) -> str:
@@ -221,7 +173,7 @@ def _kernels(run: Any) -> str:
         axes = ", ".join(f"{name} {size:,}" for name, size in row["axes"].items())
         for peer, ratio in peers.items():
             rows.append(
-                [row["op"], row["case"], axes, f"{row['microseconds']['ours']['median']:,.0f}", peer, _ratio(ratio)]
+                [row["op"], row["case"], axes, f"{row['microseconds']['ours']['median']:,.0f}", peer, quartiles(ratio)]
             )
     heads = ["op", "case", "shape", "ours us", "beside", "its time over ours"]
     text = (
@@ -229,27 +181,13 @@ def _kernels(run: Any) -> str:
         "own torch version of an op that SGLang has for GPUs only; it is given the tree's mask, which ours makes."
     )
     return (
-        f"## Kernels\n\n{text}\n\n{_table(heads, rows)}\n`{run['command']}` (load average {run['load_average']:.1f})\n"
+        f"## Kernels\n\n{text}\n\n{table(heads, rows)}\n`{run['command']}` (load average {run['load_average']:.1f})\n"
     )
 
 
 def _section(path: Path, made_from: Callable[[Any], str]) -> str:
     """Nothing where there is no such file."""
     return made_from(_read(path)) if path.exists() else ""
-
-
-def _ratio(figure: dict[str, float]) -> str:
-    return f"{figure['median']:.2f} ({figure['q1']:.2f} to {figure['q3']:.2f})"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _spread(figure: dict[str, Any]) -> str:
-    return f"{figure['median']:.0f} ({min(figure['samples']):.0f} to {max(figure['samples']):.0f})"
 
 
 def _read(path: Path) -> Any:

@@ -1,0 +1,36 @@
+"""The schedulers that are compared, by the flags that choose them; all else is the same for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`names_sessions`: SGLang's own session ids are sent, which only its session radix cache reads."""
+
+    flags: tuple[str, ...]
+    names_sessions: bool = False
+
+
+def policies(turn_tokens: int, agent_flags: tuple[str, ...] = ()) -> dict[str, Policy]:
+    """By name; ours is `agent`, with `agent_flags` besides.
+
+    `turn_tokens`: what a turn adds to its session's context. T-LRU is told so, and that a turn may recompute four times
+    as much as it brings: it needs such figures from the operator.
+    """
+    estimate = f'{{"threshold": {5 * turn_tokens}, "next_prompt_estimate": {turn_tokens}}}'
+    tlru = ("--radix-eviction-policy", "tlru", "--radix-eviction-policy-config", estimate)
+    return {
+        "fcfs": Policy(("--schedule-policy", "fcfs")),
+        "lpm": Policy(("--schedule-policy", "lpm")),
+        "hrrn": Policy(("--schedule-policy", "hrrn")),
+        "sjf": Policy(("--schedule-policy", "shortest-prefill-first")),
+        "fcfs_tlru": Policy(("--schedule-policy", "fcfs", *tlru)),
+        "lpm_tlru": Policy(("--schedule-policy", "lpm", *tlru)),
+        "lpm_sessions": Policy(("--schedule-policy", "lpm", "--enable-session-radix-cache"), names_sessions=True),
+        "agent": Policy(("--schedule-policy", "agent", *agent_flags)),
+    }
+
+
+OURS = "agent"
