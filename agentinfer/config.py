@@ -121,6 +121,9 @@ class SchedulingConfig(Feature):
         "engine's time",
         low=1,
     )
+    sched_prefill_tokens_per_s: float | None = option(
+        None, "prompt tokens that the engine computes a second; measured while it serves where not given", low=1
+    )
     sched_latency_file: str | None = option(
         None, "keep what was learned of how long tools take in this file, across restarts", metavar="FILE"
     )

@@ -122,6 +122,36 @@ SPEC_DRAFT: Final = MetricSpec(
     (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
 )
 
+SCHED_SESSIONS: Final = MetricSpec(
+    "agentinfer_sched_sessions",
+    "gauge",
+    "Live sessions the scheduler knows: members of the working set, visitors for one turn, and those held.",
+    ("standing",),
+)
+SCHED_WAITING: Final = MetricSpec("agentinfer_sched_waiting_turns", "gauge", "Turns that wait for the engine.")
+SCHED_PRICE: Final = MetricSpec(
+    "agentinfer_sched_price", "gauge", "Shadow price of the prefix cache: 0 when all that is wanted fits."
+)
+SCHED_COMMITTED: Final = MetricSpec(
+    "agentinfer_sched_committed_tokens", "gauge", "Tokens of cache that the working set needs, its growth included."
+)
+SCHED_BOUND: Final = MetricSpec(
+    "agentinfer_sched_wait_bound_seconds", "gauge", "Seconds after which a turn that is held now will run."
+)
+SCHED_OLDEST: Final = MetricSpec(
+    "agentinfer_sched_oldest_wait_seconds", "gauge", "Seconds that the turn waiting longest has waited."
+)
+SCHED_EVENTS: Final = MetricSpec(
+    "agentinfer_sched_events_total",
+    "counter",
+    "Sessions that joined the working set, were paused or gave their place up while away; turns that visited it, and "
+    "that ran because their bound had passed.",
+    ("event",),
+)
+SCHED_SPEED: Final = MetricSpec(
+    "agentinfer_sched_prefill_tokens_per_second", "gauge", "Prompt tokens the engine computes a second, as measured."
+)
+
 METRICS: Final = (
     TURNS,
     TURN_TTFT,
@@ -136,6 +166,18 @@ METRICS: Final = (
     TOOL_GAP,
     HINT_ERRORS,
     RECORD_DROPPED,
+)
+
+# Only where scheduling is on.
+SCHEDULING_METRICS: Final = (
+    SCHED_SESSIONS,
+    SCHED_WAITING,
+    SCHED_PRICE,
+    SCHED_COMMITTED,
+    SCHED_BOUND,
+    SCHED_OLDEST,
+    SCHED_EVENTS,
+    SCHED_SPEED,
 )
 
 # Kept by the scheduler's process, and only where speculation is on.
@@ -222,10 +264,41 @@ class SpeculationMetrics:
         self._live[SPEC_DRAFT.name].observe(draft_s)
 
 
+class SchedulingMetrics:
+    """The live metrics of scheduling, for the process that serves HTTP. As `Metrics`, build it once a registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._live = _live(SCHEDULING_METRICS, registry)
+        self._seen: dict[str, int] = {}
+
+    def update(self, figures: Mapping[str, Any]) -> None:
+        """Take over the policy's figures; ones that are missing stay as they were."""
+        for standing in ("members", "visitors", "held"):
+            if standing in figures:
+                self._live[SCHED_SESSIONS.name].labels(standing=standing).set(figures[standing])
+        for spec, name in _SCHEDULING_GAUGES:
+            if figures.get(name) is not None:
+                self._live[spec.name].set(figures[name])
+        for event in ("joined", "paused", "parked", "visits", "due"):
+            total = int(figures.get(event, 0))
+            self._live[SCHED_EVENTS.name].labels(event=event).inc(max(0, total - self._seen.get(event, 0)))
+            self._seen[event] = total
+
+
+_SCHEDULING_GAUGES: Final = (
+    (SCHED_WAITING, "waiting"),
+    (SCHED_PRICE, "price"),
+    (SCHED_COMMITTED, "committed_tokens"),
+    (SCHED_BOUND, "bound_s"),
+    (SCHED_OLDEST, "oldest_wait_s"),
+    (SCHED_SPEED, "measured_prefill_tokens_per_s"),
+)
+
+
 def markdown_table() -> str:
     """The metrics as the Markdown table of docs/metrics.md, which a test holds equal to this."""
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for spec in (*METRICS, *SPECULATION_METRICS):
+    for spec in (*METRICS, *SCHEDULING_METRICS, *SPECULATION_METRICS):
         labels = ", ".join(f"`{label}`" for label in spec.labels) or "–"
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return "\n".join(lines) + "\n"

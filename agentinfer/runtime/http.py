@@ -174,7 +174,7 @@ def _follower(
     from sglang.srt.runtime_context import get_device, get_schedule
 
     settings = config.sessions
-    channel = connect(clock) if config.scheduling.enabled else None
+    channel = connect(clock, config.scheduling) if config.scheduling.enabled else None
     follower = TurnFollower(
         table=SessionTable(
             max_sessions=settings.max_sessions,

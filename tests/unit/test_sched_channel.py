@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentinfer.clock import ManualClock
-from agentinfer.metrics import Metrics
+from agentinfer.metrics import Metrics, SchedulingMetrics
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.scheduling import channel as channel_module
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
@@ -20,15 +20,15 @@ from agentinfer.sessions import SessionTable
 class Server:
     """A follower over a channel that writes down what would be sent."""
 
-    def __init__(self, max_sessions: int = 10) -> None:
+    def __init__(self, max_sessions: int = 10, is_speed_given: bool = False) -> None:
         from prometheus_client import CollectorRegistry
 
         ids = (f"s{n}" for n in itertools.count())
         self.clock = ManualClock()
         self.sent: list[tuple[float, list[Any], list[str]]] = []
-        self.channel = SchedulerChannel(
-            self.clock, lambda now_s, called, ended: self.sent.append((now_s, called, ended))
-        )
+        self.speeds: list[float | None] = []
+        self.registry = CollectorRegistry()
+        self.channel = SchedulerChannel(self.clock, self._send, SchedulingMetrics(self.registry), is_speed_given)
         self.table = SessionTable(max_sessions, 60, self.clock, lambda: next(ids), on_gone=self.channel.session_gone)
         self.follower = TurnFollower(
             self.table,
@@ -38,6 +38,10 @@ class Server:
             about={},
             channel=self.channel,
         )
+
+    def _send(self, now_s: float, called: list[Any], ended: list[str], prefill_tokens_per_s: float | None) -> None:
+        self.sent.append((now_s, called, ended))
+        self.speeds.append(prefill_tokens_per_s)
 
     def turn(self, session: str, outcome: Any = "ok", tool: str | None = None, last: bool = False) -> None:
         hints = {"session": session, **({"last": True} if last else {})}
@@ -129,3 +133,34 @@ def test_status_shows_the_schedulers_latest_figures_and_their_age() -> None:
     server.channel.heard({"waiting": 2})
     server.clock.advance(1.5)
     assert server.follower.status()["scheduling"] == {"waiting": 2, "age_s": 1.5}
+
+
+def test_measured_speed_comes_back_to_all_ranks_where_it_changed() -> None:
+    server = Server()
+    for speed in (None, 100.0, 105.0, 300.0):
+        server.channel.heard({"measured_prefill_tokens_per_s": speed})
+        server.channel.session_gone("a")
+    server.channel.session_gone("a")
+    assert server.speeds == [None, 100.0, None, 300.0, None]
+
+
+def test_given_speed_is_not_measured_away() -> None:
+    server = Server(is_speed_given=True)
+    server.channel.heard({"measured_prefill_tokens_per_s": 100.0})
+    server.channel.session_gone("a")
+    assert server.speeds == [None]
+
+
+def test_figures_become_metrics() -> None:
+    server = Server()
+    server.channel.heard({"members": 3, "held": 2, "waiting": 4, "joined": 5, "bound_s": 9.5})
+    server.channel.heard({"members": 1, "joined": 7})
+
+    def value(name: str, **labels: str) -> float | None:
+        return server.registry.get_sample_value(name, labels)
+
+    assert value("agentinfer_sched_sessions", standing="members") == 1
+    assert value("agentinfer_sched_sessions", standing="held") == 2
+    assert value("agentinfer_sched_waiting_turns") == 4
+    assert value("agentinfer_sched_events_total", event="joined") == 7
+    assert value("agentinfer_sched_wait_bound_seconds") == 9.5

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from agentinfer.clock import Clock
+from agentinfer.config import SchedulingConfig
+from agentinfer.metrics import SchedulingMetrics
 
 TICK_S = 0.25
 
@@ -18,18 +20,35 @@ TICK_S = 0.25
 GRACE_S = 2.0
 
 
+# A measured speed is passed on when it differs from the last one by this share: the policy needs no more.
+_SPEED_STEP = 0.1
+
+
 class SendNews(Protocol):
     """Sends a `messages.SessionNews` to the scheduler."""
 
-    def __call__(self, now_s: float, called: list[tuple[str, list[str], float]], ended: list[str]) -> None: ...
+    def __call__(
+        self,
+        now_s: float,
+        called: list[tuple[str, list[str], float]],
+        ended: list[str],
+        prefill_tokens_per_s: float | None,
+    ) -> None: ...
 
 
 class SchedulerChannel:
     """Lives on the HTTP server's event loop; not thread-safe."""
 
-    def __init__(self, clock: Clock, send: SendNews) -> None:
+    def __init__(
+        self, clock: Clock, send: SendNews, metrics: SchedulingMetrics | None = None, is_speed_given: bool = False
+    ) -> None:
+        """`is_speed_given`: the operator says how fast the engine is, so that no measurement is passed on."""
         self._clock = clock
-        self._send = send
+        self._send_news = send
+        self._metrics = metrics
+        self._is_speed_given = is_speed_given
+        self._told_speed = 0.0
+        self._new_speed: float | None = None
         self._open_turns = 0
         self._quiet_since_s = float("-inf")
         self._figures: dict[str, Any] | None = None
@@ -63,6 +82,12 @@ class SchedulerChannel:
     def heard(self, figures: dict[str, Any]) -> None:
         """The scheduler's answer to a message."""
         self._figures, self._heard_s = figures, self._clock.monotonic_s()
+        if self._metrics is not None:
+            self._metrics.update(figures)
+        speed = figures.get("measured_prefill_tokens_per_s")
+        if speed is not None and not self._is_speed_given:
+            is_news = abs(speed - self._told_speed) > _SPEED_STEP * self._told_speed
+            self._new_speed = speed if is_news else None
 
     def status(self) -> dict[str, Any] | None:
         """The scheduler's latest figures, with their age; None before the first."""
@@ -70,8 +95,13 @@ class SchedulerChannel:
             return None
         return {**self._figures, "age_s": round(self._clock.monotonic_s() - self._heard_s, 3)}
 
+    def _send(self, now_s: float, called: list[tuple[str, list[str], float]], ended: list[str]) -> None:
+        speed, self._new_speed = self._new_speed, None
+        self._told_speed = speed or self._told_speed
+        self._send_news(now_s, called, ended, speed)
 
-def connect(clock: Clock) -> SchedulerChannel:
+
+def connect(clock: Clock, config: SchedulingConfig) -> SchedulerChannel:
     """The channel to the scheduler of the server in this process, which has been set up but does not serve yet."""
     from sglang.srt.entrypoints.http_server import get_global_state
     from sglang.utils import TypeBasedDispatcher
@@ -80,10 +110,13 @@ def connect(clock: Clock) -> SchedulerChannel:
 
     manager = get_global_state().tokenizer_manager
 
-    def send(now_s: float, called: list[tuple[str, list[str], float]], ended: list[str]) -> None:
-        manager._dispatch_to_scheduler(SessionNews(now_s=now_s, called=called, ended=ended))
+    def send(now_s: float, called: Any, ended: Any, prefill_tokens_per_s: float | None) -> None:
+        manager._dispatch_to_scheduler(
+            SessionNews(now_s=now_s, called=called, ended=ended, prefill_tokens_per_s=prefill_tokens_per_s)
+        )
 
-    channel = SchedulerChannel(clock, send)
+    is_speed_given = config.sched_prefill_tokens_per_s is not None
+    channel = SchedulerChannel(clock, send, SchedulingMetrics(), is_speed_given)
     hear: Callable[[Any], None] = lambda report: channel.heard(report.figures)  # noqa: E731
     manager._result_dispatcher += TypeBasedDispatcher([(SchedulingReport, hear)])
     return channel

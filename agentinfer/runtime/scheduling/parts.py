@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from agentinfer.config import SchedulingConfig
 from agentinfer.radix_ext import latency_file
-from agentinfer.radix_ext.facade import Policy
 from agentinfer.radix_ext.policy import AgentPolicy
 from agentinfer.radix_ext.settings import SchedulingSettings
 from agentinfer.radix_ext.tool_latency import ToolLatency
 
 
-def make_policy(config: SchedulingConfig, capacity_tokens: int) -> Policy:
+def make_policy(config: SchedulingConfig, capacity_tokens: int) -> AgentPolicy:
     """The policy for a cache of `capacity_tokens`; the same on every rank."""
-    return AgentPolicy(SchedulingSettings(max_wait_s=config.sched_max_wait_s), capacity_tokens, _learned(config))
+    settings = SchedulingSettings(max_wait_s=config.sched_max_wait_s)
+    if config.sched_prefill_tokens_per_s is not None:
+        settings = replace(settings, prefill_tokens_per_s=config.sched_prefill_tokens_per_s)
+    return AgentPolicy(settings, capacity_tokens, _learned(config))
 
 
 def _learned(config: SchedulingConfig) -> ToolLatency:

@@ -26,6 +26,7 @@ def install(config: AgentInferConfig, hook: Callable[..., None]) -> None:
         register_radix_cache_backend(AGENT_CACHE, partial(_make_cache, config.scheduling, hooks))
     hook(seam_rows.FILL_PREFILL_BATCH, hooks.fill_prefill_batch, "around")
     hook(seam_rows.ADD_TO_QUEUE, hooks.add_to_queue, "around")
+    hook(seam_rows.BATCH_PROCESSED, hooks.batch_processed, "after")
     hook(seam_rows.CALC_PRIORITY, hooks.keep_order, "around")
     hook(seam_rows.PREFIX_MATCHED, hooks.note_matched, "around")
     hook(seam_rows.RETRACTION_ORDER, hooks.retraction_order, "around")

@@ -19,6 +19,7 @@ ADD_TO_QUEUE = f"{_SCHEDULER}._add_request_to_queue"
 INIT_DISPATCHER = f"{_SCHEDULER}.init_request_dispatcher"
 INIT_POLICY = f"{_SCHEDULER}.init_schedule_policy"
 CALC_PRIORITY = f"{_POLICY}.calc_priority"
+BATCH_PROCESSED = f"{_SCHEDULER}.process_batch_result"
 PREFIX_MATCHED = f"{_POLICY}.waiting_queue_prefix_matched"
 RETRACTION_ORDER = f"{_SRT}.managers.schedule_batch.ScheduleBatch._get_decode_retraction_order"
 
@@ -68,6 +69,13 @@ _HOOKS = (
         ("reqs",),
         f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode",
         "says which requests are taken back when memory runs out",
+        "hook",
+    ),
+    _row(
+        BATCH_PROCESSED,
+        ("self", "batch", "result"),
+        f"{_SCHEDULER}.event_loop_normal",
+        "when a prefill batch is done: how fast the engine is",
         "hook",
     ),
     _row(
@@ -291,6 +299,13 @@ _READ = (
             ("sampling_params", "carries the hints"),
             ("num_matched_prefix_tokens", "what load reports take as cached"),
         )
+    ),
+    _row(
+        f"{_SRT}.managers.schedule_batch.ScheduleBatch.extend_num_tokens",
+        None,
+        None,
+        "prompt tokens that a batch computes",
+        "read",
     ),
     _row(
         f"{_RESULTS}.release_kv_cache",
