@@ -8,6 +8,7 @@ from agentinfer.radix_ext.facade import KvState, TurnRequest
 from agentinfer.radix_ext.paths import ROOT, PathTree
 from agentinfer.radix_ext.simulator import EVICTIONS, ORDERS, StockPolicy
 from agentinfer.radix_ext.simulator.evictions import LeastRecentlyUsed, TailOptimised, TimeToLive
+from agentinfer.radix_ext.simulator.host import HostTier
 
 KV = KvState(free_tokens=1000, evictable_tokens=0, num_running=0)
 
@@ -35,6 +36,15 @@ def waiting(order: str) -> StockPolicy:
 )
 def test_orders(order: str, expected: str) -> None:
     assert "".join(waiting(order).plan(0.0, KV).order) == expected
+
+
+def test_lpm_counts_what_waits_on_the_host() -> None:
+    policy = waiting("lpm")
+    policy.host = HostTier(1000)
+    policy.host.offload(0, 59, {"b"})
+    policy.host.offload(70, 90, {"a"})
+    # a has 70 + 20, c 75, b 59 cached.
+    assert policy.plan(0.0, KV).order == ("a", "c", "b")
 
 
 def test_hrrn_ages_by_tokens_prefilled_since_arrival() -> None:

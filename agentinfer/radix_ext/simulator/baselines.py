@@ -17,6 +17,7 @@ from typing import Any, Final
 from agentinfer.radix_ext.facade import KvState, Plan, TurnRequest
 from agentinfer.radix_ext.paths import PathTree
 from agentinfer.radix_ext.simulator.evictions import LeastRecentlyUsed
+from agentinfer.radix_ext.simulator.host import HostTier
 
 _FALLBACK_LENGTH = 128
 
@@ -27,6 +28,8 @@ class StockPolicy:
     def __init__(self, order: str, eviction: Callable[[PathTree], LeastRecentlyUsed]) -> None:
         """`order` is one of `ORDERS`."""
         self.paths = PathTree()
+        self.host: HostTier | None = None
+        """Where what left the device may be: SGLang counts that as cached too. Set by the engine that has one."""
         self._eviction = eviction(self.paths)
         self._sorted = ORDERS[order]
         self._sort_limit = _FALLBACK_LENGTH if order in ("lpm", "hrrn") else None
@@ -83,7 +86,9 @@ class StockPolicy:
         return {}
 
     def cached_tokens(self, turn: TurnRequest) -> int:
-        return self.paths.cached_tokens(turn.session or turn.rid)
+        session = turn.session or turn.rid
+        cached = self.paths.cached_tokens(session)
+        return cached + (self.host.loadable_tokens(session, cached, turn.prompt_tokens) if self.host else 0)
 
     def missing_tokens(self, turn: TurnRequest) -> int:
         return max(turn.prompt_tokens - self.cached_tokens(turn), 0)

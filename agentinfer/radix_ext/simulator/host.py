@@ -68,10 +68,14 @@ class HostTier:
         pile = self._piles.get(session, [])
         for piece in [piece for piece in pile if piece.start >= kept_tokens]:
             self._leave(piece, session)
-        pile = self._piles.get(session, [])
-        if pile and pile[0].end > kept_tokens and len(pile[0].sessions) == 1:
-            self.held_tokens -= pile[0].end - kept_tokens
-            pile[0].end = kept_tokens
+        deepest = next(iter(self._piles.get(session, ())), None)
+        if deepest is None or deepest.end <= kept_tokens:
+            return
+        if len(deepest.sessions) > 1:
+            self._leave(deepest, session)  # it stays whole for the others
+        else:
+            self.held_tokens -= deepest.end - kept_tokens
+            deepest.end = kept_tokens
 
     def check_integrity(self) -> None:
         """Raises AssertionError naming the broken rule."""

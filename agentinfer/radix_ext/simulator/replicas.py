@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from agentinfer.radix_ext.facade import Policy
 from agentinfer.radix_ext.simulator.agenda import Agenda
+from agentinfer.radix_ext.simulator.baselines import StockPolicy
 from agentinfer.radix_ext.simulator.costs import EngineCosts, SimulationError
 from agentinfer.radix_ext.simulator.engine import Engine
 from agentinfer.radix_ext.simulator.request import Request
@@ -155,6 +156,9 @@ def run(
     agenda, tally = Agenda(), Tally()
     policies = [policy(number) for number in range(replicas)]
     engines = [Engine(costs, kv_tokens, each, agenda, tally, host_kv_tokens) for each in policies]
+    for each, engine in zip(policies, engines, strict=True):
+        if host_kv_tokens and isinstance(each, StockPolicy):
+            each.host = engine.cache.host
     loop = ClosedLoop(sessions, live_sessions, engines, agenda, tally)
     agenda.run(None if check is None else lambda: check(engines, loop))
     if loop.num_live or len(tally.completions_s) != len(sessions):
