@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -228,3 +231,27 @@ def test_answers_of_the_cache_are_upstreams_while_there_is_room() -> None:
         assert seen[0] == seen[1]
         contexts[name] = [*prompt, 1, 2]
     ours.check()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_two_processes_that_are_told_the_same_decide_the_same(seed: int) -> None:
+    """Plans, evictions and retractions of AgentSched's own policy, in two processes whose hashes and addresses differ,
+    as the ranks of one engine do."""
+    decided = []
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.scheduling_story", str(seed)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("DECIDED")]
+        assert lines, done.stderr[-3000:]
+        decided.append(lines[0].split())
+    assert decided[0] == decided[1]
+    _, _, plans, evictions, retractions, unordered = decided[0]
+    assert (int(plans), int(unordered)) == (600, 0)
+    assert int(evictions) > 200
+    assert int(retractions) > 0

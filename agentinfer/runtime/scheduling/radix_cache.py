@@ -11,6 +11,7 @@ from typing import Any
 from sglang.srt.mem_cache.base_prefix_cache import CacheRequestOutcome
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.utils.rank_consensus_checker import rank_consensus
 
 from agentinfer.radix_ext.paths import ROOT
 from agentinfer.runtime.scheduling.book import TurnBook
@@ -75,6 +76,11 @@ class AgentRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         super().finish(handle, outcome)
         if outcome == CacheRequestOutcome.ABORT:
             self.book.dropped(handle.rid)
+
+    @rank_consensus(same_params=["node_id"])  # type: ignore[untyped-decorator]
+    def _evict_device_leaf(self, node_id: int, tracker: Any) -> Any:
+        # Compared between ranks where SGLang is told to, as it compares what is inserted and how much is evicted.
+        return super()._evict_device_leaf(node_id, tracker)
 
     def _place(self, req: Any, node_id: int) -> None:
         session = self.book.session_of(req)

@@ -145,6 +145,13 @@ _DOORS = (
         )
     ),
     _row(
+        f"{_SRT}.utils.rank_consensus_checker.rank_consensus",
+        ("func", "same_params", "same_results", "**kwargs"),
+        f"{_SRT}.mem_cache.unified_radix_cache",
+        "compares between ranks what the cache is asked to do, where SGLang is told to",
+        "call",
+    ),
+    _row(
         f"{_SRT}.entrypoints.http_server.get_global_state",
         (),
         None,
@@ -202,6 +209,13 @@ _SUBCLASSED = tuple(
             ("self", "req", "inserted"),
             f"{_SRT}.mem_cache.common.release_kv_cache",
             "a request ended, or was taken back",
+        ),
+        (
+            _CACHE,
+            "_evict_device_leaf",
+            ("self", "node_id", "tracker"),
+            f"{_CACHE}._evict_components",
+            "which leaf goes is compared between ranks",
         ),
         (
             f"{_SRT}.mem_cache.base_prefix_cache.BasePrefixCache",
