@@ -6,7 +6,9 @@ Orders, as in SGLang's `schedule_policy.py`:
     hrrn                     tokens prefilled since the arrival, over tokens to prefill: highest first
     shortest-prefill-first   fewest tokens to prefill first
     sjf                      shortest prompt first (the paper's baseline, section 3)
-lpm and hrrn fall back to fcfs above 128 waiting requests. None of them knows sessions, and none holds a turn back.
+lpm and hrrn fall back to fcfs above 128 waiting requests. Those that ask what is cached (lpm, hrrn,
+shortest-prefill-first) match every waiting prompt before they sort, which counts as a use of what it matches. None of
+them knows sessions, and none holds a turn back.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from agentinfer.radix_ext.simulator.evictions import LeastRecentlyUsed
 from agentinfer.radix_ext.simulator.host import HostTier
 
 _FALLBACK_LENGTH = 128
+_CACHE_AWARE = frozenset({"lpm", "hrrn", "shortest-prefill-first"})
 
 
 class StockPolicy:
@@ -33,6 +36,7 @@ class StockPolicy:
         self._eviction = eviction(self.paths)
         self._sorted = ORDERS[order]
         self._sort_limit = _FALLBACK_LENGTH if order in ("lpm", "hrrn") else None
+        self._matches = order in _CACHE_AWARE
         self._waiting: dict[str, TurnRequest] = {}
         self._running: dict[str, TurnRequest] = {}
         self._prefilled_tokens = 0
@@ -70,6 +74,9 @@ class StockPolicy:
     def plan(self, now_s: float, kv: KvState) -> Plan:
         if self._sort_limit is not None and len(self._waiting) > self._sort_limit:
             return Plan(tuple(self._waiting))
+        if self._matches:
+            for rid, turn in self._waiting.items():
+                self._eviction.used(turn.session or rid, now_s)
         return Plan(tuple(self._sorted(self)))
 
     def wake_s(self, now_s: float) -> float | None:

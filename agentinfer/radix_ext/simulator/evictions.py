@@ -21,7 +21,8 @@ class LeastRecentlyUsed:
 
     def __init__(self, paths: PathTree) -> None:
         self._paths = paths
-        self._heap: list[_Entry] = []  # may hold entries that are out of date
+        self._heap: list[_Entry] = []  # one entry a node; its use may be out of date, never ahead
+        self._queued: set[int] = set()
         self._last_use: dict[int, int] = {}
         self._uses = 0
 
@@ -45,7 +46,11 @@ class LeastRecentlyUsed:
             while self._heap:
                 entry = heapq.heappop(self._heap)
                 node = entry[2]
-                if node not in paths or self._last_use[node] != entry[1] or not paths.is_leaf(node):
+                self._queued.discard(node)
+                if node not in paths or not paths.is_leaf(node):
+                    continue
+                if self._last_use[node] != entry[1]:
+                    self._push_leaf(node)
                     continue
                 kept.append(entry)
                 if self._is_deferred(node, now_s):
@@ -60,7 +65,7 @@ class LeastRecentlyUsed:
                 self._after(offered)
             for entry in kept:
                 if entry[2] in paths:
-                    heapq.heappush(self._heap, entry)
+                    self._push_leaf(entry[2])
 
     def _rank(self, node: int) -> int:
         """Leaves of a lower rank go first, whenever they were used."""
@@ -90,7 +95,8 @@ class LeastRecentlyUsed:
         self._forget(node)
 
     def _push_leaf(self, node: int) -> None:
-        if self._paths.is_leaf(node):
+        if node not in self._queued and self._paths.is_leaf(node):
+            self._queued.add(node)
             heapq.heappush(self._heap, (self._rank(node), self._last_use[node], node))
 
 
