@@ -1,4 +1,4 @@
-"""Drafting in plain Python: the specification of csrc/draft_stream.cpp, its oracle, and its fallback.
+"""Drafting in plain Python: the specification of csrc/draft_stream.cpp and draft_tree.cpp, oracle and fallback.
 
 Every operation on a probability happens in the same order as there, in doubles, so drafts are equal to the last bit.
 Not for several threads.
