@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agentinfer.config import AgentInferConfig
 from tests.scheduling_builders import CacheHarness, RecordingPolicy, Request
 
 pytestmark = pytest.mark.sglang
@@ -255,3 +256,26 @@ def test_two_processes_that_are_told_the_same_decide_the_same(seed: int) -> None
     assert (int(plans), int(unordered)) == (600, 0)
     assert int(evictions) > 200
     assert int(retractions) > 0
+
+
+ABSENT = """
+import sys
+from agentinfer.runtime.seams import ledger
+ledger().process = "scheduler"
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.mem_cache.registry import registered_radix_cache_backends
+from sglang.srt.mem_cache.unified_cache.tree_core_registry import registered_tree_core_backends
+hooked = [each.seam.target for each in ledger().hooked if each.seam.feature == "scheduling"]
+loaded = [name for name in sys.modules if name.startswith(("agentinfer.runtime.scheduling.reg", "agentinfer.radix_ext"))]
+print("ABSENT", ledger().plugin_ran, hooked, loaded, registered_radix_cache_backends(), registered_tree_core_backends())
+"""
+
+
+def test_switched_off_it_registers_and_loads_nothing() -> None:
+    environment = {**os.environ, "AGENTINFER_CONFIG": AgentInferConfig().to_json()}
+    done = subprocess.run(
+        [sys.executable, "-c", ABSENT], env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ABSENT")]
+    assert lines == ["ABSENT True [] [] [] ['python', 'rust']"], done.stderr[-2000:]
