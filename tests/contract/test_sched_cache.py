@@ -267,7 +267,8 @@ load_plugins()
 from sglang.srt.mem_cache.registry import registered_radix_cache_backends
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import registered_tree_core_backends
 hooked = [each.seam.target for each in ledger().hooked if each.seam.feature == "scheduling"]
-loaded = [name for name in sys.modules if name.startswith(("agentinfer.runtime.scheduling.reg", "agentinfer.radix_ext"))]
+ours = ("agentinfer.runtime.scheduling.reg", "agentinfer.radix_ext")
+loaded = [name for name in sys.modules if name.startswith(ours)]
 print("ABSENT", ledger().plugin_ran, hooked, loaded, registered_radix_cache_backends(), registered_tree_core_backends())
 """
 
