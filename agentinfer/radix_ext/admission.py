@@ -87,16 +87,17 @@ class Admission:
             for rid in session.waiting:
                 self.candidates.set_hit_tokens(rid, cached)
 
-    def update(self, now_s: float, session_of: dict[str, Session], is_idle: bool) -> None:
-        """Lets sessions in and out; after it, who may go is among the candidates. `is_idle`: nothing runs."""
+    def update(self, now_s: float, session_of: dict[str, Session], num_running: int) -> None:
+        """Lets sessions in and out; after it, who may go is among the candidates. `num_running` requests run."""
         self._pause_youngest()
         self._let_in_due(now_s, session_of)
-        self._let_in_eldest(now_s)
+        self._let_in_eldest(now_s, num_running)
         self._let_in_new()
-        head = self.working_set.head()
-        if is_idle and not len(self.candidates) and head is not None:
-            # Work conserving: an idle engine takes the eldest turn, whatever it displaces.
-            self._join(head)
+        if not num_running and not len(self.candidates):
+            # Work conserving: an idle engine takes a turn whatever it displaces, and the one that costs least.
+            cheapest = self.working_set.cheapest_in_line()
+            if cheapest is not None:
+                self._visit(cheapest)
 
     def away_by_rate(self, now_s: float) -> list[tuple[float, Session]]:
         """Members away at tools with their return rates in 1/s, the one expected back last first."""
@@ -128,11 +129,14 @@ class Admission:
             else:
                 self._visit(session)
 
-    def _let_in_eldest(self, now_s: float) -> None:
+    def _let_in_eldest(self, now_s: float, num_running: int) -> None:
+        # A busy engine gains nothing from swapping one context for another.
+        has_little_to_do = num_running + len(self.candidates) < self._settings.park_below
         while (head := self.working_set.head()) is not None:
-            if not self.working_set.has_room_to_join(head) and not self._park_for(head, now_s):
+            if self.working_set.has_room_to_join(head) or (has_little_to_do and self._park_for(head, now_s)):
+                self._join(head)
+            else:
                 break
-            self._join(head)
 
     def _let_in_new(self) -> None:
         for session in list(islice(self._new.values(), _NEW_TRIED)):

@@ -86,7 +86,7 @@ class AgentPolicy:
 
     def plan(self, now_s: float, kv: KvState) -> Plan:
         self._note_moved()
-        self.admission.update(now_s, self._session_of, is_idle=not kv.num_running)
+        self.admission.update(now_s, self._session_of, kv.num_running)
         candidates, due = self.admission.candidates, self.admission.due
         self._pressure = pressure(
             kv.free_tokens + kv.evictable_tokens,

@@ -15,18 +15,19 @@ class SchedulingSettings:
     `join_share`: a session joins the working set while that fills at most this share of the cache; `growth_turns` of
     growth are reserved for each member (`working_set`).
     `park_ratio`: a member that is expected to be away this many times as long as recomputing it takes gives its place
-    up when another needs it.
+    up to another, while fewer than `park_below` turns run or may.
     `hit_weight`, `need_weight`, `wait_weight`, `progress_weight`, `parent_weight`, `price_max`, `price_slope`: of the
     order among those that may go (`order`, `pressure`).
     `prefill_tokens_per_s`: the engine's speed, which turns tokens into seconds; `agentinfer calibrate` measures it.
     """
 
     max_wait_s: float | None = None
-    visit_share: float = 0.08
-    bound_refills: float = 10.0
-    join_share: float = 0.9
+    visit_share: float = 0.06
+    bound_refills: float = 14.0
+    join_share: float = 0.93
     growth_turns: float = 1.0
     park_ratio: float = 10.0
+    park_below: int = 3
     hit_weight: float = 1.0
     need_weight: float = 1.0
     wait_weight: float = 1.0

@@ -91,6 +91,14 @@ class WorkingSet:
         """The eldest held session with a waiting turn."""
         return self._line.eldest()
 
+    def cheapest_in_line(self) -> Session | None:
+        """The session in line of whose context the least is to be computed, of equals the eldest."""
+
+        def cost(session: Session) -> tuple[int, tuple[int, ...]]:
+            return session.context_tokens - self._paths.cached_tokens(session.id), session.seniority
+
+        return min(self._line.youngest_first(), key=cost, default=None)
+
     def held_and_cached(self) -> Iterator[Session]:
         """Held sessions of which something is cached, the youngest first."""
         return self._held_cached.youngest_first()
