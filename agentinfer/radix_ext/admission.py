@@ -102,7 +102,7 @@ class Admission:
     def away_by_rate(self, now_s: float) -> list[tuple[float, Session]]:
         """Members away at tools with their return rates in 1/s, the one expected back last first."""
         away = [
-            (self._latency.return_rate(session.tools, max(0.0, now_s - session.away_since_s)), session)
+            (session.return_rate(now_s, self._latency), session)
             for session in self.working_set.members.values()
             if session.away_since_s is not None
         ]

@@ -18,7 +18,8 @@ class TurnRequest:
     """A request that waits for the engine. A request without a session is a session of one turn.
 
     `parent` is the session that waits for this one's answer. `expected_output_tokens` is what the client or the
-    request's limit says; None where nothing does. A higher `priority` goes first.
+    request's limit says, `expected_tool_s` how long the client says its tool will run after this turn; None where
+    nothing does. A higher `priority` goes first.
     """
 
     rid: str
@@ -27,6 +28,7 @@ class TurnRequest:
     prompt_tokens: int
     parent: str | None = None
     expected_output_tokens: int | None = None
+    expected_tool_s: float | None = None
     priority: int = 0
     is_last: bool = False
 

@@ -59,7 +59,7 @@ class AgentPolicy:
         session = self._session_of.pop(rid)
         turn = session.running.pop(rid)
         session.is_ended |= is_last or turn.is_last or turn.session is None
-        session.finished_turn(context_tokens, now_s, () if tool is None else (tool,))
+        session.finished_turn(turn, context_tokens, now_s, () if tool is None else (tool,))
         self._after_turn(session)
 
     def turn_dropped(self, rid: str, now_s: float) -> None:
@@ -191,5 +191,5 @@ class AgentPolicy:
         if known.standing is Standing.HELD:
             return (1.0, *eldest_last)
         if known.away_since_s is not None:
-            return (2.0, self.latency.return_rate(known.tools, max(0.0, now_s - known.away_since_s)))
+            return (2.0, known.return_rate(now_s, self.latency))
         return (3.0, *eldest_last)

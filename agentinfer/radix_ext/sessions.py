@@ -27,7 +27,8 @@ class Session:
     """`seniority` orders sessions, the eldest lowest; a child stands right behind its parent, who waits for it.
 
     `context_tokens` is what the next turn needs at least, `known_tokens` what the last one left, `growth_tokens` what a
-    turn adds on average. `away_since_s` and `tools`: since when it runs which tools, None while a turn waits or runs.
+    turn adds on average. `away_since_s` and `tools`: since when it runs which tools, None while a turn waits or runs;
+    `expected_tool_s`: how long the client said that would take.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Session:
     running: dict[str, TurnRequest] = field(default_factory=dict)
     away_since_s: float | None = None
     tools: tuple[str, ...] = ()
+    expected_tool_s: float | None = None
     is_ended: bool = False
 
     @property
@@ -55,13 +57,18 @@ class Session:
             self.away_since_s = None
         self.is_ended = False
 
-    def finished_turn(self, context_tokens: int, now_s: float, tools: tuple[str, ...]) -> None:
-        """A turn ended with `context_tokens` of prompt and reply."""
+    def return_rate(self, now_s: float, latency: ToolLatency) -> float:
+        """How soon the session, which is away, is expected back, in 1/s."""
+        assert self.away_since_s is not None, f"{self.id} is not away"
+        return latency.return_rate(self.tools, max(0.0, now_s - self.away_since_s), self.expected_tool_s)
+
+    def finished_turn(self, turn: TurnRequest, context_tokens: int, now_s: float, tools: tuple[str, ...]) -> None:
+        """`turn` ended with `context_tokens` of prompt and reply."""
         if self.num_turns:
             self.growth_tokens += _NEWS_SHARE * (max(0, context_tokens - self.known_tokens) - self.growth_tokens)
         self.context_tokens = self.known_tokens = context_tokens
         self.num_turns += 1
-        self.tools = tools
+        self.tools, self.expected_tool_s = tools, turn.expected_tool_s
         self.away_since_s = None if self.is_busy else now_s
 
 

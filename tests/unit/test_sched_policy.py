@@ -199,6 +199,19 @@ def test_members_that_stay_away_long_give_their_places_up_when_needed() -> None:
     assert world.policy.snapshot(1.0)["parked"] == 1
 
 
+def test_a_client_that_says_how_long_its_tool_runs_is_believed() -> None:
+    world = World()
+    rids = {
+        name: world.arrive(name, 200, expected_tool_s=seconds) for name, seconds in (("soon", 1.0), ("late", 600.0))
+    }
+    world.plan()
+    for rid in rids.values():
+        world.start(rid)
+    for rid in rids.values():
+        world.finish(rid, 210)
+    assert world.evict(10_000) == ["late", "soon"]
+
+
 def test_eviction_takes_nobodys_leaves_then_held_sessions_youngest_first_then_members_by_return() -> None:
     world = World()
     for name in "abcd":
