@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,21 @@ def test_sessions_that_fit_into_no_cache_are_left_out_and_counted(tmp_path: Path
     record = run_json(tmp_path, *arguments)
     assert (record["sessions"], record["too_long"]) == (2, 2)
     assert "2 sessions left out" in capsys.readouterr().out
+
+
+def test_another_process_finds_the_same(tmp_path: Path, trace: str) -> None:
+    """Sets of names iterate in another order there."""
+    found = []
+    for seed in ("1", "2"):
+        out = tmp_path / f"{seed}.json"
+        command = [sys.executable, "-m", "agentinfer", "simulate", "--trace", trace, "--policy", "agent,lpm+tlru"]
+        command += ["--live-sessions", "12", "--kv-tokens", "700", "--host-kv-tokens", "300", "--replicas", "2"]
+        command += ["--sessions", "40", "--json", str(out)]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        records = json.loads(out.read_text())
+        found.append([{key: each[key] for key in each if key not in ("wall_s", "command")} for each in records])
+    assert found[0] == found[1]
+    assert found[0][1]["host_hit_rate"] > 0, "the host tier takes no part"
 
 
 def request(prompt: int, out: int, shared_blocks: int, **extra: Any) -> dict[str, Any]:
