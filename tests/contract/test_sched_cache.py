@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import random
 import subprocess
@@ -280,3 +281,53 @@ def test_switched_off_it_registers_and_loads_nothing() -> None:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("ABSENT")]
     assert lines == ["ABSENT True [] [] [] ['python', 'rust']"], done.stderr[-2000:]
+
+
+def test_mirror_follows_a_cache_with_sliding_windows() -> None:
+    """Windows live in a smaller pool of their own, in SGLang's order; their evictions take leaves of the tree along."""
+    import torch
+    from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+    from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+    from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+    from agentinfer.runtime.scheduling.book import TurnBook
+    from agentinfer.runtime.scheduling.radix_cache import AgentRadixCache
+
+    plain = CacheHarness(size=10)  # sets up what SGLang's modules expect of a process
+    one_head = {"head_num": 1, "head_dim": 2, "swa_attention_layer_ids": [0], "full_attention_layer_ids": [1]}
+    memory = SWAKVPool(200, 80, 1, torch.float16, **one_head, device="cpu", enable_memory_saver=False)
+    allocator = SWATokenToKVPoolAllocator(200, 80, 1, torch.float16, "cpu", memory, False)
+    params = CacheInitParams(
+        disable=False,
+        req_to_token_pool=plain.pool,
+        token_to_kv_pool_allocator=allocator,
+        page_size=1,
+        tree_components=(ComponentType.FULL, ComponentType.SWA),
+        sliding_window_size=8,
+    )
+    cache = AgentRadixCache(params, TurnBook(RecordingPolicy()))
+    rng = random.Random(1)
+    num_taken_along = 0
+    for _ in range(300):
+        key = RadixKey(token_ids=array.array("q", tokens(rng, rng.randrange(5, 40))))
+        match = cache.match_prefix(MatchPrefixParams(key=key))
+        receipt = cache.inc_lock_ref(match.last_device_node).to_dec_params()
+        num_new = len(key) - len(match.device_indices)
+        missing = (num_new - allocator.full_available_size(), num_new - allocator.swa_available_size())
+        cache.evict(EvictParams(num_tokens=max(0, missing[0]), swa_num_tokens=max(0, missing[1])))
+        slots = allocator.alloc(num_new) if num_new else match.device_indices[:0]
+        cache.dec_lock_ref(match.last_device_node, receipt)
+        if slots is not None:
+            value = torch.cat([match.device_indices, slots])
+            cache.insert(InsertParams(key=key, value=value, prev_prefix_len=len(match.device_indices)))
+        cache.sanity_check()
+        if rng.random() < 0.2:
+            before = len(cache.paths)
+            cache.evict(EvictParams(num_tokens=0, swa_num_tokens=rng.randrange(30)))
+            num_taken_along += before - len(cache.paths)
+            cache.sanity_check()
+    assert num_taken_along > 0
+    assert cache.num_unordered_evictions == 0

@@ -214,7 +214,8 @@ def test_two_ranks_decide_alike(stock: Outcome, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_model_with_sliding_windows(tmp_path: Path) -> None:
-    """Its windows are kept in a second pool, whose evictions take leaves of the mirror, too."""
+    """SGLang keeps Gemma 3's windows in the one pool for all layers; the cache for models with two is tested without a
+    server."""
     model = ("--model-path", str(prepare("gemma3-270m", dtype="float32")), "--dtype", "float32")
     size = ("--max-total-tokens", TIGHT, "--max-running-requests", "8", "--served-model-name", "m")
     live = LiveServer(log=tmp_path / "log", flags=(*model, *size, *PATIENT), model="m")
