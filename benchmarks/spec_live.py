@@ -16,12 +16,8 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +29,7 @@ from agentinfer.replay.session import Session
 from agentinfer.replay.traces import Trace, read_trace
 from agentinfer.replay.truncate import Limits
 from benchmarks.cpu_engine import machine
+from benchmarks.live_server import LiveServer
 
 MODEL = "smollm2-135m"
 
@@ -46,49 +43,20 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Server:
-    """`python -m agentinfer.launch_server` in a process group of its own."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = arguments.log_dir / f"spec_live-{name}.log"
-        flags = [*VARIANTS[name], "--agentinfer-forced-replay", "--model-path", str(prepare(MODEL, arguments.dtype))]
-        flags += ["--served-model-name", MODEL, "--dtype", arguments.dtype, "--port", str(port)]
-        flags += ["--max-running-requests", "16", "--max-total-tokens", str(arguments.kv_tokens)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-        with self.log.open("wb") as sink:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "agentinfer.launch_server", *flags],
-                env=environment,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self, timeout_s: float = 300.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/health", timeout=2):
-                return
-            time.sleep(0.5)
-        raise SystemExit(f"the server did not come up; its log is {self.log}")
-
-    def stop(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(self.process.pid, number)
-                self.process.wait(20)
+def start(name: str, arguments: argparse.Namespace) -> LiveServer:
+    """The server of a variant, not yet waited for."""
+    flags = [*VARIANTS[name], "--agentinfer-forced-replay", "--model-path", str(prepare(MODEL, arguments.dtype))]
+    flags += ["--served-model-name", MODEL, "--dtype", arguments.dtype]
+    flags += ["--max-running-requests", "16", "--max-total-tokens", str(arguments.kv_tokens)]
+    return LiveServer(flags, arguments.log_dir / f"spec_live-{name}.log", arguments.threads)
 
 
 @contextlib.contextmanager
-def running(arguments: argparse.Namespace) -> Iterator[dict[str, Server]]:
-    servers: dict[str, Server] = {}
+def running(arguments: argparse.Namespace) -> Iterator[dict[str, LiveServer]]:
+    servers: dict[str, LiveServer] = {}
     try:
         for name in arguments.variants:
-            servers[name] = Server(name, arguments)
+            servers[name] = start(name, arguments)
             servers[name].wait()
         yield servers
     finally:
@@ -96,7 +64,9 @@ def running(arguments: argparse.Namespace) -> Iterator[dict[str, Server]]:
             server.stop()
 
 
-def play(server: Server, trace: Trace, sessions: Sequence[Session], concurrency: int, limits: Limits) -> dict[str, Any]:
+def play(
+    server: LiveServer, trace: Trace, sessions: Sequence[Session], concurrency: int, limits: Limits
+) -> dict[str, Any]:
     """One block on one server. Raises SystemExit where a reply did not come out as recorded."""
     options = RunOptions(
         url=server.url,
