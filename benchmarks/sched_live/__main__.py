@@ -29,7 +29,7 @@ from benchmarks.cpu_engine import machine
 from benchmarks.live_server import LiveServer
 from benchmarks.sched_live import figures, workload
 from benchmarks.sched_live.playing import Played, Stream, play
-from benchmarks.sched_live.policies import OURS, Policy, policies
+from benchmarks.sched_live.policies import BOUNDED, OURS, Policy, policies
 
 MODEL = "smollm2-135m"
 _SAME = ("trace", "model", "dtype", "threads", "seed", "workload", "flags", "common_flags")
@@ -44,11 +44,11 @@ def main() -> None:
     cut = workload.Cut()
     work = workload.make(trace, tokenizer, cut, arguments.sessions, arguments.seed)
     steps = [_added(workload.turn_tokens(session, tokenizer)) for session in work.sessions]
-    known = policies(round(sum(steps) / len(steps)), tuple(arguments.agent_flags.split()))
+    known = policies(round(sum(steps) / len(steps)), arguments.max_wait_s)
     report: dict[str, Any] = {
         "format": "agentinfer.benchmark.sched_live",
         "version": 1,
-        "command": " ".join(["python -m benchmarks.sched_live", *sys.argv[1:]]),
+        "command": _command(arguments),
         "trace": {"name": Path(trace.name).name, "sha256": trace.sha256},
         "model": MODEL,
         "dtype": arguments.dtype,
@@ -87,7 +87,7 @@ def main() -> None:
                 _require_sound(measured, name)
                 report["cells"].append({**where, "kv_tokens": size, "load_average": round(load, 1), **measured})
                 _show(report["cells"][-1])
-                report["rows"] = figures.rows(report["cells"], OURS)
+                report["rows"] = figures.rows(report["cells"], (OURS, BOUNDED))
                 if arguments.questions_per_s:
                     report["table_10"] = figures.mixed_rows(report["cells"])
                 arguments.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -100,17 +100,26 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=Path, default=Path("benchmarks/results/sched_live.json"))
     add("--policies", nargs="+", choices=list(policies(1)), default=list(policies(1)))
     add("--oversubscription", nargs="+", type=float, default=[0.8, 2.0, 4.0])
-    add("--sessions", type=int, default=14)
-    add("--live", type=int, default=10, help="sessions live at once")
+    add("--sessions", type=int, default=18)
+    add("--live", type=int, default=16, help="sessions live at once")
     add("--repeats", type=int, default=1)
     add("--questions-per-s", type=float, default=0.0, help="one-turn questions besides, at random times")
-    add("--agent-flags", default="", help="further flags for ours, as one word")
+    add("--max-wait-s", type=float, default=20.0, help="the bound on waiting of agent_bounded")
     add("--dtype", default="bfloat16")
     add("--threads", type=int, default=os.cpu_count() or 1, help="OMP_NUM_THREADS of each server")
     add("--seed", type=int, default=0)
     add("--conditions", help="what else the machine was doing, for the record")
     add("--log-dir", type=Path, default=Path("/tmp"))
     return parser.parse_args()
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What makes the whole file, wherever traces and results lie."""
+    given = vars(arguments)
+    words = ["python -m benchmarks.sched_live", "--trace", f"$AGENTINFER_TRACES/{Path(arguments.trace).name}"]
+    for name in ("sessions", "live", "questions_per_s", "max_wait_s", "threads", "seed"):
+        words += [f"--{name.replace('_', '-')}", f"{given[name]:g}"]
+    return " ".join(words)
 
 
 def _common_flags(arguments: argparse.Namespace) -> list[str]:

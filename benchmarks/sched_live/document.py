@@ -15,6 +15,7 @@ _NAMES = {
     "lpm_tlru": "longest prefix, T-LRU",
     "lpm_sessions": "longest prefix, session radix cache",
     "agent": "AgentSched",
+    "agent_bounded": "AgentSched, waits bounded",
 }
 
 
@@ -97,15 +98,13 @@ def parity(run: Any) -> str:
 
 
 def _against(run: Any) -> str:
-    parts = []
-    for row in run["rows"]:
-        ratio = row.get("completion_of_best_stock_by_ours")
-        if ratio is not None:
-            parts.append(
-                f"at {row['oversubscription']:g}x {ratio['of_means']:.2f} (quartiles over sessions "
-                f"{ratio['q1']:.2f} to {ratio['q3']:.2f}) beside {_NAMES[row['best_stock']]}"
-            )
-    return "Mean completion of the best stock policy by AgentSched's: " + "; ".join(parts) + "."
+    parts = [
+        f"at {row['oversubscription']:g}x {_NAMES[name]} {ratio['of_means']:.2f} (quartiles over sessions "
+        f"{ratio['q1']:.2f} to {ratio['q3']:.2f}; best stock: {_NAMES[row['best_stock']]})"
+        for row in run["rows"]
+        for name, ratio in row["completion_of_best_stock_by"].items()
+    ]
+    return f"Mean completion of the best stock policy by ours: {'; '.join(parts)}."
 
 
 def _mean(figure: dict[str, float], digits: int = 1) -> str:

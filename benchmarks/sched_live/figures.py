@@ -68,25 +68,33 @@ def recomputed_tokens(session: SessionResult) -> int:
     return total
 
 
-def rows(cells: Sequence[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
+def rows(cells: Sequence[dict[str, Any]], ours: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each oversubscription: every policy's figures as means over repeats with their spread, the stock
-    policy with the best mean completion, and ours against it and against FCFS, paired by session and by repeat."""
+    policy with the best mean completion, and each of `ours` against it, paired by session and repeat, and its worst
+    turn by that of FCFS."""
     found = []
     for level in sorted({each["oversubscription"] for each in cells}):
         at = [each for each in cells if each["oversubscription"] == level]
         names = list(dict.fromkeys(each["policy"] for each in at))
         means = {name: _means([each for each in at if each["policy"] == name]) for name in names}
-        row: dict[str, Any] = {"oversubscription": level, "kv_tokens": at[0]["kv_tokens"], "policies": means}
-        stock = [name for name in names if name != ours]
-        if ours in names and stock:
-            best = min(stock, key=lambda name: means[name]["completion_mean_s"]["mean"])
-            row["best_stock"] = best
-            row["completion_of_best_stock_by_ours"] = _paired(at, best, ours)
-            if "fcfs" in stock:
-                row["worst_turn_ours_by_fcfs"] = (
-                    means[ours]["worst_turn_s"]["mean"] / means["fcfs"]["worst_turn_s"]["mean"]
-                )
-        found.append(row)
+        stock = [name for name in names if name not in ours]
+        best = min(stock, key=lambda name: means[name]["completion_mean_s"]["mean"], default=None)
+        found.append(
+            {
+                "oversubscription": level,
+                "kv_tokens": at[0]["kv_tokens"],
+                "policies": means,
+                "best_stock": best,
+                "completion_of_best_stock_by": {name: _paired(at, best, name) for name in names if name in ours}
+                if best is not None
+                else {},
+                "worst_turn_by_fcfs": {
+                    name: means[name]["worst_turn_s"]["mean"] / means["fcfs"]["worst_turn_s"]["mean"] for name in names
+                }
+                if "fcfs" in names
+                else {},
+            }
+        )
     return found
 
 

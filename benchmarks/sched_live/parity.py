@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,8 @@ def main() -> None:
     report = {
         "format": "agentinfer.benchmark.sched_live_parity",
         "version": 1,
-        "command": " ".join(["python -m benchmarks.sched_live.parity", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.sched_live.parity --trace $AGENTINFER_TRACES/{Path(arguments.trace).name} "
+        f"--sessions {arguments.sessions} --oversubscription {arguments.oversubscription:g} --seed {arguments.seed}",
         "machine": machine(),
         "oversubscription": arguments.oversubscription,
         "kv_tokens": size,

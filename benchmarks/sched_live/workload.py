@@ -27,10 +27,10 @@ class Cut:
     """`turns` a session, tokens kept of the first user message, of each tool output and of each reply, and the longest
     tool gap in seconds."""
 
-    turns: int = 10
-    first_tokens: int = 400
-    output_tokens: int = 200
-    reply_tokens: int = 24
+    turns: int = 6
+    first_tokens: int = 600
+    output_tokens: int = 40
+    reply_tokens: int = 8
     gap_s: float = 5.0
 
 

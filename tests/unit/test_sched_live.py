@@ -134,10 +134,10 @@ def test_a_cell_counts_hits_after_the_first_turn_and_questions_apart() -> None:
 def test_rows_name_the_best_stock_policy_and_pair_sessions_by_repeat() -> None:
     cells = [cell("fcfs", 8.0), cell("lpm", 6.0), cell("agent", 3.0), cell("fcfs", 8.0, 1), cell("lpm", 6.0, 1)]
     cells += [cell("agent", 2.0, 1)]
-    (row,) = figures.rows(cells, "agent")
+    (row,) = figures.rows(cells, ("agent",))
     assert row["best_stock"] == "lpm"
-    assert math.isclose(row["completion_of_best_stock_by_ours"]["of_means"], 12.0 / 5.0)
-    assert row["completion_of_best_stock_by_ours"]["median"] == 2.5
+    assert math.isclose(row["completion_of_best_stock_by"]["agent"]["of_means"], 12.0 / 5.0)
+    assert row["completion_of_best_stock_by"]["agent"]["median"] == 2.5
     assert row["policies"]["agent"]["completion_mean_s"] == {"mean": 2.5, "least": 2.0, "most": 3.0}
 
 
