@@ -34,14 +34,13 @@ def section(result: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
         table(_HEADS, map(_row, result["swe_dev"])),
         f"With a host tier of {result['swe_dev_host'][0]['host_kv_tokens']:,} tokens, loaded at 200,000 tokens/s:",
         table(_HEADS, map(_row, result["swe_dev_host"])),
-        f"In {len({row['seed'] for row in result['swe_dev_orders']})} other orders of the sessions, at 32 live, the "
-        f"agent policy completes {_ratios(result['swe_dev_orders'], 'fcfs')} times the sessions of fcfs an hour, and "
-        f"{_ratios(result['swe_dev_orders'], 'lpm')} times those of lpm (median, least to most).",
+        _orders(result["swe_dev_orders"]),
         "The bound on waiting, `--max-wait-s`, against throughput at 32 live sessions (without it the policy chooses):",
         _frontier(result),
         f"{result['coding_timing'][0]['sessions']} sessions of `coding_timing` (token counts only, gaps cut to 300 s), "
         f"32 live, {_kv(result['coding_timing'])} KV tokens, which is half of what they hold:",
         table(_HEADS, map(_row, result["coding_timing"])),
+        _orders(result["coding_timing_orders"]),
         f"`{result['command']}`",
         "### Sensitivity",
         "Each setting alone away from its default: sessions an hour / worst turn, in percent of those at the defaults.",
@@ -73,9 +72,20 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _ratios(rows: Sequence[Mapping[str, Any]], other: str) -> str:
-    rates = {(row["seed"], row["policy"]): row["sessions_per_hour"] for row in rows}
-    ratios = sorted(rates[seed, "agent"] / rates[seed, other] for seed in {row["seed"] for row in rows})
+def _orders(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How the agent policy compares in other orders of the sessions."""
+    per_hour = {other: _ratios(rows, "agent", other, "sessions_per_hour") for other in ("fcfs", "lpm")}
+    mean = {other: _ratios(rows, other, "agent", "completion_mean_s") for other in ("fcfs", "lpm")}
+    return (
+        f"In {len({row['seed'] for row in rows})} other orders of the sessions, 32 live, `agent` completes "
+        f"{per_hour['fcfs']} times the sessions of `fcfs` an hour and {per_hour['lpm']} times those of `lpm`; a "
+        f"session takes {mean['fcfs']} and {mean['lpm']} times as long with those on average (median, least to most)."
+    )
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]], over: str, under: str, key: str) -> str:
+    figures = {(row["seed"], row["policy"]): row[key] for row in rows}
+    ratios = sorted(figures[seed, over] / figures[seed, under] for seed in {row["seed"] for row in rows})
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 

@@ -63,10 +63,10 @@ class Runner:
             for policy in parse_policies(POLICIES)
         ]
 
-    def by_order(self, live: int) -> list[dict[str, Any]]:
+    def by_order(self, live: int, kv_tokens: int, sessions: int) -> list[dict[str, Any]]:
         """The sessions in other orders."""
         return [
-            self.row(policy, SimulationOptions(live, KV_TOKENS, sessions=SESSIONS, seed=seed))
+            self.row(policy, SimulationOptions(live, kv_tokens, sessions=sessions, seed=seed))
             for seed in SEEDS
             for policy in parse_policies("fcfs,lpm,agent")
         ]
@@ -101,10 +101,11 @@ def measure(traces: Path, told: Callable[[str], None]) -> dict[str, Any]:
         "costs": "reference",
         "swe_dev": on_swe.by_policy(LIVE, KV_TOKENS, 0, SESSIONS),
         "swe_dev_host": on_swe.by_policy(LIVE, KV_TOKENS, HOST_KV_TOKENS, SESSIONS),
-        "swe_dev_orders": on_swe.by_order(32),
+        "swe_dev_orders": on_swe.by_order(32, KV_TOKENS, SESSIONS),
         "frontier": on_swe.frontier(32, 0),
         "frontier_host": on_swe.frontier(32, HOST_KV_TOKENS),
         "coding_timing": on_coding.by_policy((CODING_LIVE,), coding_kv_tokens, 0, CODING_SESSIONS),
+        "coding_timing_orders": on_coding.by_order(CODING_LIVE, coding_kv_tokens, CODING_SESSIONS),
     }
 
 

@@ -30,6 +30,7 @@ def result() -> dict[str, Any]:
         "swe_dev_orders": orders,
         "frontier": frontier,
         "frontier_host": [each | {"sessions_per_hour": 70.0} for each in frontier],
+        "coding_timing_orders": orders,
         "coding_timing": [row("agent", 32, 9.0, kv_tokens=3000, sessions=200)],
         "command": "measure",
     }
@@ -49,7 +50,8 @@ TUNING = {
 def test_section_has_every_policy_ratio_and_setting() -> None:
     text = sched_document.section(result(), TUNING)
     assert "| 32 | `fcfs` | 39.0 | 0 | 0 | 0 | 50.0% | 50.0% |" in text
-    assert "completes 3.20 (3.10 to 3.30) times the sessions of fcfs" in text  # 31, 32, 33 over 10
+    assert "completes 3.20 (3.10 to 3.30) times the sessions of `fcfs`" in text  # 31, 32, 33 over 10
+    assert "takes 1.00 (1.00 to 1.00) and" in text
     assert "| 60 | 50.0 | 60 |" in text
     assert "| never | 60.0 | 1,000,000 |" in text
     assert "| `join_share` | 0.9 | 1 | 50 / 150 |" in text
