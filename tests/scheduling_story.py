@@ -60,15 +60,20 @@ class Story:
                 break
             del self.queue[rid]
         for request in list(harness.running):
-            if not harness.decode(request, rng.randrange(9)):
-                ranks = book.retraction_order([each.rid for each in harness.running])
-                self.decided.append(("retract", ranks))
-                last = next(each for each in harness.running if each.rid == ranks[-1])
-                harness.retract(last)
-                self.queue[last.rid] = last
+            # SGLang takes requests back when memory runs out; here also at random, since admission keeps that rare.
+            if not harness.decode(request, rng.randrange(9)) or rng.random() < 0.02:
+                self.retract_one()
                 break
             if rng.random() < 0.3:
                 self.end(request)
+
+    def retract_one(self) -> None:
+        running = {each.rid: each for each in self.harness.running}
+        ranks = self.harness.book.retraction_order(list(running))
+        self.decided.append(("retract", ranks))
+        last = running[ranks[-1]]
+        self.harness.retract(last)
+        self.queue[last.rid] = last
 
     def end(self, request: Request) -> None:
         session = self.harness.book.session_of(request)

@@ -135,6 +135,19 @@ def test_session_that_ended_while_its_turn_ran_is_nobodys_afterwards() -> None:
     assert not harness.policy.paths._frontier
 
 
+def test_request_that_is_aborted_while_it_waits_is_dropped() -> None:
+    """As `abort_request`, a full queue, a timeout and a refused priority do it: they all drop the attempt's state."""
+    from sglang.srt.mem_cache.base_prefix_cache import CacheRequestHandle, CacheRequestOutcome
+
+    harness = CacheHarness(size=60)
+    harness.book.arrived(Request("a1", list(range(20)), "a"))
+    harness.cache.finish(CacheRequestHandle("a1", 0), CacheRequestOutcome.SUCCESS)
+    assert harness.policy.events == [("arrived", "a1", "a")]
+    harness.cache.finish(CacheRequestHandle("a1", 0), CacheRequestOutcome.ABORT)
+    assert harness.policy.events[1:] == [("dropped", "a1")]
+    assert len(harness.book) == 0
+
+
 def test_retracted_request_waits_again_with_its_context_still_its_sessions() -> None:
     harness = CacheHarness(size=60)
     request = Request("a1", list(range(20)), "a")
