@@ -56,9 +56,10 @@ class Admission:
 
     def turn_waits(self, session: Session, turn: TurnRequest) -> None:
         """A turn was queued."""
+        self.deadlines.promise(turn.rid, turn.arrived_s)
         if session.standing is Standing.HELD:
             self.working_set.hold(session)
-            self._promise(session, turn)
+            self._hold_turn(session, turn)
         else:
             self.working_set.refresh(session)
             self._add_candidate(session, turn)
@@ -122,6 +123,8 @@ class Admission:
         while len(self.due) < _MAX_DUE and (rid := self.deadlines.pop_due(now_s)) is not None:
             session = session_of[rid]
             self.due[rid] = None
+            if session.standing is not Standing.HELD:
+                continue
             self.counts["due"] += 1
             if session.context_tokens > self.working_set.smallest_member_tokens():
                 # To recompute a big context for one turn is waste: it stays, and the youngest member pauses.
@@ -179,16 +182,16 @@ class Admission:
         self.working_set.hold(session)
         for turn in session.waiting.values():
             self.candidates.discard(turn.rid)
-            self._promise(session, turn)
+            self._hold_turn(session, turn)
 
-    def _promise(self, session: Session, turn: TurnRequest) -> None:
-        self.deadlines.promise(turn.rid, turn.arrived_s, session.known_tokens)
+    def _hold_turn(self, session: Session, turn: TurnRequest) -> None:
+        self.deadlines.hold(turn.rid, session.known_tokens)
         if not session.num_turns:
             self._new[turn.rid] = session
 
     def _become_candidates(self, session: Session) -> None:
         for turn in session.waiting.values():
-            self.deadlines.settle(turn.rid)
+            self.deadlines.let_in(turn.rid)
             self._new.pop(turn.rid, None)
             self._add_candidate(session, turn)
 

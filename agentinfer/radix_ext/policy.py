@@ -138,10 +138,11 @@ class AgentPolicy:
         self.admission.working_set.check_integrity(self._book)
         rids = {rid for session in self._book for rid in (*session.waiting, *session.running)}
         assert rids == set(self._session_of), f"turns without a session: {rids ^ set(self._session_of)}"
-        held = {rid for each in self._book if each.standing is Standing.HELD for rid in each.waiting}
-        promised = set(self.admission.deadlines)
-        assert held == promised, f"held but without a deadline, or the reverse: {held ^ promised}"
         waiting = {rid for each in self._book for rid in each.waiting}
+        promised, due = set(self.admission.deadlines), set(self.admission.due)
+        assert promised | due == waiting, f"waiting without a deadline, or the reverse: {(promised | due) ^ waiting}"
+        assert not promised & due, f"due and promised a later time: {promised & due}"
+        held = {rid for each in self._book if each.standing is Standing.HELD for rid in each.waiting}
         missing = [rid for rid in waiting - held if rid not in self.admission.candidates]
         assert not missing, f"neither held nor candidates: {missing}"
         assert len(self.admission.candidates) == len(waiting - held), "candidates that do not wait"

@@ -23,7 +23,7 @@ class SchedulingSettings:
 
     max_wait_s: float | None = None
     visit_share: float = 0.06
-    bound_refills: float = 14.0
+    bound_refills: float = 15.0
     join_share: float = 0.93
     growth_turns: float = 1.0
     park_ratio: float = 10.0
