@@ -70,6 +70,22 @@ class Seam:
         return self.target.rpartition(".")[2]
 
 
+def rows_of_feature(feature: str) -> Callable[..., Seam]:
+    """`Seam` with the feature filled in, for modules with many rows, most of them of the scheduler."""
+
+    def row(
+        target: str,
+        parameters: tuple[str, ...] | None,
+        caller: str | None,
+        reason: str,
+        door: Door,
+        processes: tuple[Process, ...] = ("scheduler",),
+    ) -> Seam:
+        return Seam(target, parameters, caller, reason, feature, door, processes)
+
+    return row
+
+
 @dataclass(frozen=True, slots=True)
 class Hooked:
     """A hook that we registered: upstream calls `function` around, before, after or instead of `seam.target`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentinfer.config import SchedulingConfig
-from agentinfer.runtime.seams import Door, Process, Seam
+from agentinfer.runtime.seams import rows_of_feature
 
 _SRT = "sglang.srt"
 _SCHEDULER = f"{_SRT}.managers.scheduler.Scheduler"
@@ -24,15 +24,7 @@ PREFIX_MATCHED = f"{_POLICY}.waiting_queue_prefix_matched"
 RETRACTION_ORDER = f"{_SRT}.managers.schedule_batch.ScheduleBatch._get_decode_retraction_order"
 
 
-def _row(
-    target: str,
-    parameters: tuple[str, ...] | None,
-    caller: str | None,
-    reason: str,
-    door: Door,
-    processes: tuple[Process, ...] = ("scheduler",),
-) -> Seam:
-    return Seam(target, parameters, caller, reason, SchedulingConfig.feature, door, processes)
+_row = rows_of_feature(SchedulingConfig.feature)
 
 
 _HOOKS = (

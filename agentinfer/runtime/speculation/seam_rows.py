@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentinfer.config import SpeculationConfig
-from agentinfer.runtime.seams import Door, Process, Seam
+from agentinfer.runtime.seams import rows_of_feature
 
 _SRT = "sglang.srt"
 _SPEC = f"{_SRT}.speculative"
@@ -11,15 +11,7 @@ INIT_WORKER = f"{_SRT}.managers.scheduler.Scheduler.maybe_init_draft_worker"
 _RUN_BATCH = f"{_SRT}.managers.scheduler.Scheduler.run_batch"
 
 
-def _row(
-    target: str,
-    parameters: tuple[str, ...] | None,
-    caller: str | None,
-    reason: str,
-    door: Door,
-    processes: tuple[Process, ...] = ("scheduler",),
-) -> Seam:
-    return Seam(target, parameters, caller, reason, SpeculationConfig.feature, door, processes)
+_row = rows_of_feature(SpeculationConfig.feature)
 
 
 SEAMS = (
