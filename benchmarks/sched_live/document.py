@@ -48,7 +48,8 @@ def comparison(run: Any) -> str:
         f"{work['turns']} turns and {work['context_tokens_mean']:,.0f} tokens of context in the mean; forced replies, "
         f"{run['dtype']}, threads a server: {run['threads']}. Oversubscribed: live sessions times mean context by the "
         f"tokens of the cache. Recomputed: prompt tokens that an earlier turn of the session had computed. "
-        f"Runs of each: {repeats}, with least and most where there are several."
+        f"Waits bounded: `{run['flags']['agent_bounded'].partition('agent ')[2]}`. Runs of each: {repeats}, with least "
+        "and most where there are several."
     )
     return (
         f"## Scheduling on a live server\n\n{text}\n\n{table(heads, rows)}\n{_against(run)}\n\n"

@@ -75,7 +75,8 @@ def rows(cells: Sequence[dict[str, Any]], ours: Sequence[str]) -> list[dict[str,
     found = []
     for level in sorted({each["oversubscription"] for each in cells}):
         at = [each for each in cells if each["oversubscription"] == level]
-        names = list(dict.fromkeys(each["policy"] for each in at))
+        present = dict.fromkeys(each["policy"] for each in at)
+        names = [name for name in present if name not in ours] + [name for name in ours if name in present]
         means = {name: _means([each for each in at if each["policy"] == name]) for name in names}
         stock = [name for name in names if name not in ours]
         best = min(stock, key=lambda name: means[name]["completion_mean_s"]["mean"], default=None)
