@@ -48,7 +48,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "format": "agentinfer.benchmark.sched_live",
         "version": 1,
-        "command": _command(arguments),
+        "command": "",
         "trace": {"name": Path(trace.name).name, "sha256": trace.sha256},
         "model": MODEL,
         "dtype": arguments.dtype,
@@ -87,6 +87,7 @@ def main() -> None:
                 _require_sound(measured, name)
                 report["cells"].append({**where, "kv_tokens": size, "load_average": round(load, 1), **measured})
                 _show(report["cells"][-1])
+                report["command"] = _command(arguments, report["cells"])
                 report["rows"] = figures.rows(report["cells"], (OURS, BOUNDED))
                 if arguments.questions_per_s:
                     report["table_10"] = figures.mixed_rows(report["cells"])
@@ -113,13 +114,15 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """What makes the whole file, wherever traces and results lie."""
+def _command(arguments: argparse.Namespace, cells: list[dict[str, Any]]) -> str:
+    """What makes the whole file, in however many parts it was made and wherever traces and results lie."""
     given = vars(arguments)
     words = ["python -m benchmarks.sched_live", "--trace", f"$AGENTINFER_TRACES/{Path(arguments.trace).name}"]
     for name in ("sessions", "live", "questions_per_s", "max_wait_s", "threads", "seed"):
         words += [f"--{name.replace('_', '-')}", f"{given[name]:g}"]
-    return " ".join(words)
+    words += ["--policies", *dict.fromkeys(cell["policy"] for cell in cells)]
+    levels = dict.fromkeys(cell["oversubscription"] for cell in cells)
+    return " ".join([*words, "--oversubscription", *(f"{level:g}" for level in levels)])
 
 
 def _common_flags(arguments: argparse.Namespace) -> list[str]:

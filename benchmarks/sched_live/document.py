@@ -105,7 +105,7 @@ def _against(run: Any) -> str:
         for row in run["rows"]
         for name, ratio in row["completion_of_best_stock_by"].items()
     ]
-    return f"Mean completion of the best stock policy by ours: {'; '.join(parts)}."
+    return f"Mean completion of the best stock policy in the table by ours: {'; '.join(parts)}."
 
 
 def _mean(figure: dict[str, float], digits: int = 1) -> str:
