@@ -50,8 +50,8 @@ def comparison(run: Any) -> str:
         f"tokens of the cache. Recomputed: prompt tokens that an earlier turn of the session had computed. "
         f"Waits bounded: `{run['flags']['agent_bounded'].partition('agent ')[2]}`. Runs of each: {repeats}, with least "
         "and most where there are several.\n\n"
-        "The cut was chosen in the simulator, for turns that add little to their contexts, as recorded ones do, and for "
-        "caches of several contexts: where a cache holds one or two contexts only, there is little to gain (simulated: "
+        "The cut was chosen in the simulator, for turns that add little to their contexts, as recorded ones do, and "
+        "for caches of several contexts: where a cache holds one or two contexts only, there is little to gain (simulated: "
         "1.1 times longest prefix match), and the more a turn adds, the lower the highest hit rate anybody can reach."
     )
     return (
