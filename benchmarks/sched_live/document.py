@@ -52,7 +52,8 @@ def comparison(run: Any) -> str:
         "and most where there are several.\n\n"
         "The cut was chosen in the simulator, for turns that add little to their contexts, as recorded ones do, and "
         "for caches of several contexts: where a cache holds one or two contexts only, there is little to gain "
-        "(simulated: 1.1 times longest prefix match), and the more a turn adds, the lower the highest hit rate anybody can reach."
+        "(simulated: 1.1 times longest prefix match), and the more a turn adds, the lower the highest hit rate that "
+        "anybody can reach."
     )
     return (
         f"## Scheduling on a live server\n\n{text}\n\n{table(heads, rows)}\n{_against(run)}\n\n"
