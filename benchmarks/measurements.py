@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import spec_document
+from benchmarks import sched_host, spec_document
 from benchmarks.drafting import document as drafting
 from benchmarks.sched_live import document as sched_document
 from benchmarks.tables import conditions, quartiles, spread, table
@@ -46,6 +46,7 @@ def page(results: Path = RESULTS) -> str:
         _section(results / "sched_live.json", sched_document.comparison),
         _section(results / "sched_live_mixed.json", sched_document.mixed),
         _section(results / "sched_live_parity.json", sched_document.parity),
+        _section(results / "sched_host.json", sched_host.section),
         _section(results / "store.json", _store),
         _section(results / "kernels_cpu.json", _kernels),
     ]

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cpu_engine import machine
+from benchmarks.tables import table
 
 TURN_TOKENS = 8
 # By policy, the tree core and whether few of the waiting turns may go; stock's policies know no such case.
@@ -209,6 +210,26 @@ def summary(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
             "p99_ms": round(ordered[int(0.99 * len(ordered))], 4),
         }
     return found
+
+
+def section(run: dict[str, Any]) -> str:
+    """The section of the measurements page."""
+    parts = {"decide": "order, admit, evict", "match": "match a prompt", "insert": "insert a context"}
+    rows = [
+        [
+            f"`{row['policy']}`" + (f", {row['case']}" if row["policy"] in CASES else ""),
+            row["core"],
+            *(f"{row['parts'][part]['p50_ms']:.3f} / {row['parts'][part]['p99_ms']:.3f}" for part in parts),
+        ]
+        for row in run["rows"]
+    ]
+    text = (
+        "Milliseconds of the scheduler's thread in a step, median / 99th percentile: 1,000 requests wait, the cache "
+        "has 10,000 nodes. Loose: every waiting turn may go; tight: one in twenty. SGLang's lpm and hrrn fall back to "
+        "first come first served above 128 waiting requests. SGLang's own tree core is in Rust, ours extends its "
+        "Python one."
+    )
+    return f"## Host time of scheduling\n\n{text}\n\n{table(['policy', 'tree core', *parts.values()], rows)}\n`{run['command']}`\n"
 
 
 def main() -> None:
