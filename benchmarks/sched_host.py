@@ -229,7 +229,8 @@ def section(run: dict[str, Any]) -> str:
         "first come first served above 128 waiting requests. SGLang's own tree core is in Rust, ours extends its "
         "Python one."
     )
-    return f"## Host time of scheduling\n\n{text}\n\n{table(['policy', 'tree core', *parts.values()], rows)}\n`{run['command']}`\n"
+    figures = table(["policy", "tree core", *parts.values()], rows)
+    return f"## Host time of scheduling\n\n{text}\n\n{figures}\n`{run['command']}`\n"
 
 
 def main() -> None:
