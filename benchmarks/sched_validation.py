@@ -69,11 +69,18 @@ def compare(live: dict[str, Any], costs_name: str) -> list[dict[str, Any]]:
             options = SimulationOptions(live["workload"]["live_sessions"], cells[0]["kv_tokens"], costs=costs)
             found = simulate(workload, parse_policies(name)[0], options)
             measured = {key: statistics.fmean(cell[key] for cell in cells) for key in PREDICTED}
+            measured["hit_rate"] = statistics.fmean(map(_hit_rate, cells))
             predicted = {key: found[key] for key in PREDICTED}
             ratio = {key: predicted[key] / measured[key] if measured[key] else None for key in PREDICTED}
             where = {"oversubscription": level, "policy": policy, "kv_tokens": cells[0]["kv_tokens"]}
             rows.append({**where, "measured": measured, "predicted": predicted, "predicted_by_measured": ratio})
     return rows
+
+
+def _hit_rate(cell: dict[str, Any]) -> float:
+    """Cached by prompt tokens over all turns, first ones included, as the simulator counts."""
+    turns = cell["samples"]["turns"]
+    return sum(turn["cached_tokens"] or 0 for turn in turns) / sum(turn["prompt_tokens"] for turn in turns)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
