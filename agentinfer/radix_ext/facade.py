@@ -17,9 +17,8 @@ from agentinfer.radix_ext.paths import PathTree
 class TurnRequest:
     """A request that waits for the engine. A request without a session is a session of one turn.
 
-    `parent` is the session that waits for this one's answer. `expected_output_tokens` is what the client or the
-    request's limit says, `expected_tool_s` how long the client says its tool will run after this turn; None where
-    nothing does. A higher `priority` goes first.
+    `parent` is the session that waits for this one's answer. `expected_tool_s` is how long the client says its tool
+    will run after this turn, None where it does not. A higher `priority` goes first.
     """
 
     rid: str
@@ -27,7 +26,6 @@ class TurnRequest:
     arrived_s: float
     prompt_tokens: int
     parent: str | None = None
-    expected_output_tokens: int | None = None
     expected_tool_s: float | None = None
     priority: int = 0
     is_last: bool = False

@@ -101,7 +101,6 @@ class TurnBook:
                 parent=hints.get("parent"),
                 arrived_s=self.now_s if arrived_s is None else arrived_s,
                 prompt_tokens=len(request.origin_input_ids),
-                expected_output_tokens=hints.get("expected_output_tokens"),
                 expected_tool_s=hints.get("expected_tool_s"),
                 priority=priority or hints.get("priority", 0),
                 is_last=turn.is_alone or bool(hints.get("last", False)),
