@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,9 +33,12 @@ SHORT_FLAGS = ("--max-total-tokens", "2048", "--max-running-requests", "16")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port to listen on later: below those that the kernel gives to sockets that ask for none, so nobody takes it."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -52,7 +57,22 @@ class LiveServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, timeout_s: float = 240.0) -> LiveServer:
+    def start(self, timeout_s: float = 240.0, tries: int = 3) -> LiveServer:
+        """Waits until it answers. Raises RuntimeError with the end of the log where it does not.
+
+        SGLang looks for free ports some seconds before it binds them (`PortArgs.init_new`), so any other socket of the
+        machine may take one in between; a start that died of that, and of nothing else, is tried again.
+        """
+        try:
+            return self._start_once(timeout_s)
+        except RuntimeError:
+            if tries == 1 or "EADDRINUSE" not in self.log.read_text(errors="replace"):
+                raise
+            self.stop()
+            self.log.unlink()
+            return self.start(timeout_s, tries - 1)
+
+    def _start_once(self, timeout_s: float) -> LiveServer:
         command = [sys.executable, "-m", self.module, *self.flags, "--port", str(self.port)]
         environment = {**os.environ, **SMALL_MACHINE, **self.env}
         with self.log.open("ab") as log:
