@@ -8,7 +8,6 @@ One server writes a file; of two that share it, the last one to save wins.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from agentinfer.clock import Clock
-from agentinfer.errors import AgentInferError, ConfigError
+from agentinfer.errors import ConfigError
+from agentinfer.sealed_file import SealError, is_leftover, replace_file, seal, unseal
 from agentinfer.tool_gaps import ToolGaps
 
 logger = logging.getLogger(__name__)
@@ -28,49 +28,35 @@ SAVE_PERIOD_S: Final = 10.0
 MAX_FILE_BYTES: Final = 2 << 20
 """Above what the most tools with the longest names can fill."""
 
-_MAGIC: Final = b"agentinfer-tool-latency"
+_MAGIC: Final = "agentinfer-tool-latency"
 _MAX_SET_ASIDE: Final = 99
-
-
-class LatencyFileError(AgentInferError):
-    """A latency file that cannot be used; the message says what was seen in it."""
 
 
 def encode(gaps: ToolGaps) -> bytes:
     """A file's content."""
-    body = json.dumps(gaps.state(), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    return _first_line(body) + b"\n" + body
+    body = json.dumps(gaps.state(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return seal(_MAGIC, VERSION, body.encode())
 
 
 def decode(content: bytes) -> ToolGaps:
-    """The inverse of `encode`. Raises LatencyFileError."""
-    first, _, body = content.partition(b"\n")
-    words = first.split(b" ")
-    if words[0] != _MAGIC:
-        raise LatencyFileError(f"it begins with {content[:40]!r}, expected {_MAGIC.decode()!r}: not a latency file")
-    if len(words) > 1 and words[1].isdigit() and int(words[1]) != VERSION:
-        raise LatencyFileError(
-            f"it has version {words[1].decode()}, this agentinfer reads and writes version {VERSION}"
-        )
-    if first != _first_line(body):
-        raise LatencyFileError(f"its {len(body)} bytes of content do not fit its first line {first[:80]!r}: damaged")
+    """The inverse of `encode`. Raises SealError."""
     try:
-        return ToolGaps.from_state(json.loads(body))
+        return ToolGaps.from_state(json.loads(unseal(_MAGIC, VERSION, content)))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise LatencyFileError(f"its content cannot be taken: {error}") from None
+        raise SealError(f"its content cannot be taken: {error}") from None
 
 
 def read(path: Path) -> ToolGaps | None:
-    """What a file holds; None where there is none. Changes nothing. Raises LatencyFileError for any other trouble."""
+    """What a file holds; None where there is none. Changes nothing. Raises SealError for any other trouble."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise LatencyFileError(f"it cannot be read: {error.strerror or error}") from None
+        raise SealError(f"it cannot be read: {error.strerror or error}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise LatencyFileError(f"it is longer than {MAX_FILE_BYTES} bytes: not a latency file")
+        raise SealError(f"it is longer than {MAX_FILE_BYTES} bytes: not a latency file")
     return decode(content)
 
 
@@ -99,7 +85,7 @@ class LatencyFile:
         self._remove_leftovers()
         try:
             found = read(self.path)
-        except LatencyFileError as error:
+        except SealError as error:
             self._set_aside(error)
             found = None
         gaps = ToolGaps() if found is None else found
@@ -125,12 +111,9 @@ class LatencyFile:
         """Replaces the file in one step. Never raises OSError: the old file stays and the trouble is logged once."""
         if not self._may_replace:
             return
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         with self._lock:
             try:
-                _write_synced(beside, content)
-                os.replace(beside, self.path)
-                _sync_folder(self.path.parent)
+                replace_file(self.path, content)
             except OSError as error:
                 level = logging.DEBUG if self._has_failed else logging.WARNING
                 logger.log(
@@ -144,7 +127,7 @@ class LatencyFile:
             else:
                 self._has_failed = False
 
-    def _set_aside(self, error: LatencyFileError) -> None:
+    def _set_aside(self, error: SealError) -> None:
         for number in range(1, _MAX_SET_ASIDE + 1):
             target = self.path.with_name(f"{self.path.name}.set-aside-{number}")
             if target.exists():
@@ -173,26 +156,5 @@ class LatencyFile:
         """Of a server that died while it wrote."""
         with contextlib.suppress(OSError):
             for found in self.path.parent.iterdir():
-                middle = found.name.removeprefix(f"{self.path.name}.").removesuffix(".tmp")
-                if found.name == f"{self.path.name}.{middle}.tmp" and middle.isdigit():
+                if is_leftover(found) and found.name.startswith(f"{self.path.name}."):
                     found.unlink(missing_ok=True)
-
-
-def _first_line(body: bytes) -> bytes:
-    checksum = hashlib.blake2b(body, digest_size=16).hexdigest().encode()
-    return b"%s %d %d %s" % (_MAGIC, VERSION, len(body), checksum)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,8 +13,9 @@ from agentinfer.clock import ManualClock
 from agentinfer.errors import ConfigError
 from agentinfer.gap_histogram import NUM_BUCKETS
 from agentinfer.radix_ext import latency_file
-from agentinfer.radix_ext.latency_file import MAX_FILE_BYTES, LatencyFile, LatencyFileError, decode, encode, read
+from agentinfer.radix_ext.latency_file import MAX_FILE_BYTES, LatencyFile, decode, encode, read
 from agentinfer.radix_ext.tool_latency import ToolLatency
+from agentinfer.sealed_file import SealError, seal
 from agentinfer.tool_gaps import MAX_NAME_CHARS, MAX_TOOLS, ToolGaps
 
 ASKED = [(("bash",), 0.0), (("bash",), 30.0), (("bash", "read"), 1.0), ((), 5.0), (("unknown",), 2.0)]
@@ -61,7 +62,7 @@ def test_no_file_is_an_empty_start(file, caplog):
 def test_every_cut_is_noticed():
     content = encode(learned(num_gaps=20))
     for num_bytes in range(len(content)):
-        with pytest.raises(LatencyFileError):
+        with pytest.raises(SealError):
             decode(content[:num_bytes])
 
 
@@ -70,22 +71,23 @@ def test_every_flipped_byte_is_noticed():
     for position in range(len(content)):
         changed = bytearray(content)
         changed[position] ^= 1
-        with pytest.raises(LatencyFileError):
+        with pytest.raises(SealError):
             decode(bytes(changed))
+
+
+def _sealed(body: bytes) -> bytes:
+    return seal("agentinfer-tool-latency", latency_file.VERSION, body)
 
 
 CHANGES = {
     "cut": (lambda content: content[:-1], "do not fit its first line"),
-    "empty": (lambda content: b"", "not a latency file"),
-    "alien": (lambda content: b"\x93NUMPY" + b"\0" * 500, "not a latency file"),
+    "empty": (lambda content: b"", "not a tool latency file"),
+    "alien": (lambda content: b"\x93NUMPY" + b"\0" * 500, "not a tool latency file"),
     "newer": (lambda content: content.replace(b"latency 1 ", b"latency 2 more ", 1), "has version 2"),
     "huge": (lambda content: content + b" " * MAX_FILE_BYTES, "longer than"),
-    "signed nonsense": (lambda content: latency_file._first_line(b"[]") + b"\n[]", "content cannot be taken"),
-    "signed garbage": (lambda content: latency_file._first_line(b"\xff") + b"\n\xff", "content cannot be taken"),
-    "signed depth": (
-        lambda content: latency_file._first_line(b"[" * 200_000) + b"\n" + b"[" * 200_000,
-        "content cannot be taken",
-    ),
+    "signed nonsense": (lambda content: _sealed(b"[]"), "content cannot be taken"),
+    "signed garbage": (lambda content: _sealed(b"\xff"), "content cannot be taken"),
+    "signed depth": (lambda content: _sealed(b"[" * 200_000), "content cannot be taken"),
 }
 
 
@@ -94,7 +96,7 @@ def test_a_file_that_cannot_be_used_is_kept_aside_with_one_warning(change, file,
     alter, says = CHANGES[change]
     altered = alter(encode(learned()))
     file.path.write_bytes(altered)
-    with pytest.raises(LatencyFileError, match=says):
+    with pytest.raises(SealError, match=says):
         read(file.path)
     assert file.path.read_bytes() == altered, "reading changes nothing"
     assert file.load().num_observed == 0

@@ -10,6 +10,7 @@ from agentinfer.radix_ext import latency_file
 from agentinfer.radix_ext.policy import AgentPolicy
 from agentinfer.radix_ext.settings import SchedulingSettings
 from agentinfer.radix_ext.tool_latency import ToolLatency
+from agentinfer.sealed_file import SealError
 
 
 def make_policy(config: SchedulingConfig, capacity_tokens: int) -> AgentPolicy:
@@ -26,5 +27,5 @@ def _learned(config: SchedulingConfig) -> ToolLatency:
         return ToolLatency()
     try:
         return ToolLatency(latency_file.read(Path(config.sched_latency_file)))
-    except latency_file.LatencyFileError:
+    except SealError:
         return ToolLatency()  # the HTTP process says so, and sets the file aside
