@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from agentinfer.messages import Message
 
 _TOOL_ROLES = frozenset(("tool", "function"))
 _ID = re.compile(r"o(\d{1,6})")
+_MAX_LOOP_STEPS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +103,17 @@ def _step(messages: Sequence[Message], start: int, end: int) -> Step:
 
 
 def _loop_ends(tools: Sequence[str]) -> list[bool]:
-    """Which steps end a loop: the next one calls the tool again with which the loop began.
+    """Which steps end a loop: the next one goes back to a tool of this loop, or the loop has only one tool.
 
     A deep-research agent goes round search, crawl, question; a coding agent with one shell closes a loop at each step.
-    The last step ends one as far as can be told.
+    Without such an order a loop ends after `_MAX_LOOP_STEPS`. The last step ends one as far as can be told.
     """
     ends = []
-    first: str | None = None
-    for position, tool in enumerate(tools):
-        first = tool if first is None else first
-        following = tools[position + 1] if position + 1 < len(tools) else first
-        is_end = following == first
-        ends.append(is_end)
-        if is_end:
-            first = None
+    loop: list[str] = []
+    for tool, following in zip(tools, [*tools[1:], None], strict=True):
+        loop.append(tool)
+        is_round = following in loop and (following != tool or len(set(loop)) == 1)
+        ends.append(following is None or is_round or len(loop) >= _MAX_LOOP_STEPS)
+        if ends[-1]:
+            loop.clear()
     return ends
