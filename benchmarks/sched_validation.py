@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def _turns(played: list[dict[str, Any]]) -> list[SimTurn]:
 
 def compare(live: dict[str, Any], costs_name: str) -> list[dict[str, Any]]:
     """A row for each oversubscription and policy: measured, predicted, and predicted by measured."""
-    costs = load(costs_name)
+    longest = max(turn["output_tokens"] for cell in live["cells"] for turn in cell["samples"]["turns"])
+    # Forced requests say how much they will say, and the engine reserves no more room than that.
+    costs = replace(load(costs_name), reserved_output_tokens=longest)
     rows = []
     for level in sorted({cell["oversubscription"] for cell in live["cells"]}):
         for policy, name in NAMES.items():
