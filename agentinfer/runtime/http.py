@@ -146,6 +146,7 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
     server is warm: turns are followed from then on. Raises ConfigError or TraceError when the record file cannot be
     continued.
     """
+    from agentinfer.runtime.ranking import ranking_routes
     from agentinfer.runtime.routes import session_routes
 
     clock = SystemClock()
@@ -161,6 +162,7 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
     served = (model, *aliases) if config.sessions.check_model else None
     app.add_middleware(FollowTurns, start=start, is_open=is_warm.is_set, served_models=served)
     app.include_router(session_routes(lambda: followers[0]))
+    app.include_router(ranking_routes())
     return is_warm.set
 
 

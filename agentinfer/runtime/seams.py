@@ -36,6 +36,7 @@ _SEAM_MODULES = (
     "agentinfer.runtime.launch",
     "agentinfer.runtime.http",
     "agentinfer.runtime.requests",
+    "agentinfer.runtime.scoring",
     "agentinfer.runtime.forced",
     "agentinfer.runtime.speculation.seam_rows",
     "agentinfer.runtime.scheduling.seam_rows",

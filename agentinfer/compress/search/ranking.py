@@ -9,6 +9,7 @@ for a whole list. `max(s)` leaves duplicates out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -91,18 +92,19 @@ async def rank(
     A scorer that fails in any way leaves the sparse ranking, and `model_failure` says why. Raises SearchInputError for
     a query without text.
     """
-    sparse = sparse_ranking_scores(query, results)
-    if scorer is None or not results:
-        return decide(results, sparse, settings)
-    chosen = _worth_scoring(results, sparse, settings.max_scored)
-    texts = [results[order_id].text[: settings.max_scored_chars] for order_id in chosen]
-    try:
-        scores = checked(await scorer.score(query, texts), len(texts))
-    except Exception as error:
-        failure = f"{type(error).__name__}: {error}"
-        logger.warning("search results are ranked by words alone, the model failed: %s", failure)
-        return decide(results, sparse, settings, model_failure=failure)
-    return decide(results, sparse, settings, dict(zip(chosen, scores, strict=True)))
+    # In threads: an event loop that also streams answers is not held up by long lists.
+    sparse = await asyncio.to_thread(sparse_ranking_scores, query, results)
+    model: dict[int, float] | None = None
+    failure: str | None = None
+    if scorer is not None and results:
+        chosen = _worth_scoring(results, sparse, settings.max_scored)
+        texts = [results[order_id].text[: settings.max_scored_chars] for order_id in chosen]
+        try:
+            model = dict(zip(chosen, checked(await scorer.score(query, texts), len(texts)), strict=True))
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+            logger.warning("search results are ranked by words alone, the model failed: %s", failure)
+    return await asyncio.to_thread(decide, results, sparse, settings, model, failure)
 
 
 def rank_sparse(query: str, results: Sequence[SearchResult], settings: SearchSettings = DEFAULTS) -> Ranking:

@@ -51,7 +51,7 @@ def read_results(raw: object, max_results: int | None = None, max_chars: int | N
     for order_id, result in enumerate(results):
         size = len(result.title) + len(result.snippet) + len(result.url)
         if max_chars is not None and size > max_chars:
-            raise SearchInputError(f"results[{order_id}]", f"{size} characters", f"at most {max_chars} in a result")
+            raise SearchInputError(f"results[{order_id}]", f"{size} characters", f"at most {max_chars}")
     return results
 
 

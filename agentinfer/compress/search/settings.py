@@ -21,7 +21,7 @@ class SearchSettings:
     min_keep: int = 3
     top_k: int | None = None
     max_scored: int = 50
-    max_scored_chars: int = 1200
+    max_scored_chars: int = 600
 
     def __post_init__(self) -> None:
         if not _is_number(self.threshold) or not 0.0 <= self.threshold <= 1.0:
