@@ -21,7 +21,7 @@ from agentinfer.compress.search import (
     read_results,
 )
 from agentinfer.compress.search.duplicates import page
-from agentinfer.compress.search.ranking import Reason
+from agentinfer.compress.search.ranking import Reason, decide
 from agentinfer.compress.search.terms import terms
 from agentinfer.compress.search.tokens import estimated_tokens
 from agentinfer.errors import ConfigError
@@ -162,6 +162,12 @@ def test_a_model_that_fails_leaves_the_ranking_by_words_and_is_named(scorer: Sco
     assert said in (ranking.model_failure or "")
     assert not ranking.is_by_model
     assert (ranking.verdicts, ranking.order) == (by_words.verdicts, by_words.order)
+
+
+def test_what_the_model_did_not_see_ranks_behind_what_it_saw() -> None:
+    ranking = decide(results("a", "b", "c", "d"), [9.0, 8.0, 0.0, 0.0], ONE, model={2: 0.0, 3: 0.1})
+    assert ranking.order == (3, 2, 0, 1)
+    assert reasons(ranking) == ["not_scored", "not_scored", "below_threshold", "relevant"]
 
 
 def test_no_results_are_no_error_and_ask_no_model() -> None:
