@@ -129,6 +129,35 @@ class SchedulingConfig(Feature):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CompressionConfig(Feature):
+    """AgentCompress: old tool results of a session give way to notes, prepared beside the serving of turns."""
+
+    feature: ClassVar[str] = "compress"
+    requires: ClassVar[tuple[str, ...]] = ("sessions",)
+    summary: ClassVar[str] = (
+        "Put notes in place of sessions' old tool results, and no turn waits for it. The same as --enable-compress."
+    )
+
+    compress: bool = option(False, "shorten the memory of long sessions with AgentCompress")
+    compress_threshold_tokens: int = option(
+        5_000, "no session is shortened before its prompt has as many tokens", low=64, high=2**24
+    )
+    compress_keep_steps: int = option(3, "the last steps of a session keep their tool results whole", low=1, high=1_000)
+    compress_payloads: bool = option(False, "cut long texts in the arguments of old tool calls as well")
+    compress_model: str = option(
+        "extractive",
+        "who writes the notes: extractive (no model), engine (the served model), or the base URL of an OpenAI API",
+    )
+    compress_timeout_s: float = option(60.0, "seconds after which a note that is not there is given up", low=0.1)
+    compress_store: str | None = option(
+        None, "keep shortened contexts in this folder across restarts of the server", metavar="DIR"
+    )
+    compress_store_mb: int = option(
+        64, "MiB of shortened contexts in memory and on disk; the least recently used go first", low=1, high=2**20
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class AgentInferConfig:
     """All features' settings. Raises ConfigError when an enabled feature lacks one that it needs."""
 
@@ -137,6 +166,7 @@ class AgentInferConfig:
     forced_replay: ForcedReplayConfig = ForcedReplayConfig()
     speculation: SpeculationConfig = SpeculationConfig()
     scheduling: SchedulingConfig = SchedulingConfig()
+    compress: CompressionConfig = CompressionConfig()
 
     def __post_init__(self) -> None:
         enabled = self.enabled_features
@@ -190,7 +220,14 @@ class AgentInferConfig:
 
 FEATURES: Mapping[str, type[Feature]] = {
     each.feature: each
-    for each in (SessionsConfig, RecordConfig, ForcedReplayConfig, SpeculationConfig, SchedulingConfig)
+    for each in (
+        SessionsConfig,
+        RecordConfig,
+        ForcedReplayConfig,
+        SpeculationConfig,
+        SchedulingConfig,
+        CompressionConfig,
+    )
 }
 
 

@@ -152,6 +152,23 @@ SCHED_SPEED: Final = MetricSpec(
     "agentinfer_sched_prefill_tokens_per_second", "gauge", "Prompt tokens the engine computes a second, as measured."
 )
 
+COMPRESS_JOBS: Final = MetricSpec(
+    "agentinfer_compress_jobs_total", "counter", "Compressions of a session's memory, by how they ended.", ("end",)
+)
+COMPRESS_SAVED: Final = MetricSpec(
+    "agentinfer_compress_saved_tokens_total",
+    "counter",
+    "Prompt tokens that turns did without thanks to a shortened context, estimated from characters.",
+)
+COMPRESS_WARMED: Final = MetricSpec(
+    "agentinfer_compress_warmed_tokens_total", "counter", "Tokens of shortened contexts computed beside the turns."
+)
+COMPRESS_DROPPED: Final = MetricSpec(
+    "agentinfer_compress_dropped_lines_total",
+    "counter",
+    "Lines of a model's notes that were left out because their source does not bear them out.",
+)
+
 METRICS: Final = (
     TURNS,
     TURN_TTFT,
@@ -179,6 +196,9 @@ SCHEDULING_METRICS: Final = (
     SCHED_EVENTS,
     SCHED_SPEED,
 )
+
+# Only where compression is on.
+COMPRESSION_METRICS: Final = (COMPRESS_JOBS, COMPRESS_SAVED, COMPRESS_WARMED, COMPRESS_DROPPED)
 
 # Kept by the scheduler's process, and only where speculation is on.
 SPECULATION_METRICS: Final = (SPEC_STEPS, SPEC_DRAFTED, SPEC_ACCEPTED, SPEC_WIDTH, SPEC_DRAFT)
@@ -285,6 +305,31 @@ class SchedulingMetrics:
             self._seen[event] = total
 
 
+class CompressionMetrics:
+    """The live metrics of compression, for the process that serves HTTP. As `Metrics`, build it once a registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._live = _live(COMPRESSION_METRICS, registry)
+        self._dropped = 0
+
+    def job(self, end: str) -> None:
+        """Count a job that ended."""
+        self._live[COMPRESS_JOBS.name].labels(end=end).inc()
+
+    def saved(self, num_tokens: int) -> None:
+        """Count what a turn's prompt was shorter by."""
+        self._live[COMPRESS_SAVED.name].inc(num_tokens)
+
+    def warmed(self, num_tokens: int) -> None:
+        """Count tokens computed ahead."""
+        self._live[COMPRESS_WARMED.name].inc(num_tokens)
+
+    def dropped_lines(self, total: int) -> None:
+        """Take over how many lines were left out since the start."""
+        self._live[COMPRESS_DROPPED.name].inc(max(0, total - self._dropped))
+        self._dropped = total
+
+
 _SCHEDULING_GAUGES: Final = (
     (SCHED_WAITING, "waiting"),
     (SCHED_PRICE, "price"),
@@ -298,7 +343,7 @@ _SCHEDULING_GAUGES: Final = (
 def markdown_table() -> str:
     """The metrics as the Markdown table of docs/metrics.md, which a test holds equal to this."""
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for spec in (*METRICS, *SCHEDULING_METRICS, *SPECULATION_METRICS):
+    for spec in (*METRICS, *SCHEDULING_METRICS, *COMPRESSION_METRICS, *SPECULATION_METRICS):
         labels = ", ".join(f"`{label}`" for label in spec.labels) or "–"
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return "\n".join(lines) + "\n"

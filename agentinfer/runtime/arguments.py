@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from agentinfer.config import (
     AgentInferConfig,
+    CompressionConfig,
     ResolvedConfig,
     add_flags,
     all_options,
@@ -33,6 +34,9 @@ USAGE = "python -m agentinfer.launch_server [--model-path PATH] [SGLang's flags]
 _EMBEDDED_DTYPES = {"float": "float32", "float32": "float32", "half": "float16", "float16": "float16"}
 
 _CONFIG_FLAG = "--config"
+
+# Shorter words for switches of ours.
+_ALIASES = {"--enable-compress": CompressionConfig.switch().flag}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def split_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Comma
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = QuietParser().error  # type: ignore[method-assign]
     add_flags(parser)
-    flags, rest = parser.parse_known_args(argv)
+    flags, rest = parser.parse_known_args([_ALIASES.get(word, word) for word in argv])
     rest = list(_with_separate_config_value(rest))
     file_name = _config_file(rest)
     content = {} if file_name is None else _read_yaml(file_name)

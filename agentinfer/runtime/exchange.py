@@ -1,4 +1,4 @@
-"""One HTTP exchange: the request's bytes read once and handed on unchanged, the answer's copied as they leave."""
+"""One HTTP exchange: the request's bytes read once and handed on, the answer's copied as they leave."""
 
 from __future__ import annotations
 
@@ -49,6 +49,12 @@ class Exchange:
             if message["type"] != "http.request" or not message.get("more_body", False):
                 break
         self.body = b"".join(chunks)
+
+    def replace_body(self, body: bytes) -> None:
+        """The app gets `body` in place of the bytes that were read, which `self.body` still is. Before `receive`."""
+        if self._unread[-1]["type"] != "http.request":
+            return  # the client left before its request was in, which is what the app is to see
+        self._unread = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive(self) -> Message:
         message = self._unread.pop(0) if self._unread else await self._receive()

@@ -29,6 +29,7 @@ from agentinfer.sessions import Outcome, SessionTable
 
 if TYPE_CHECKING:
     from agentinfer.radix_ext.latency_file import LatencyFile
+    from agentinfer.runtime.compression.service import CompressionService
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,10 @@ class TurnFollower:
         recorder: RecordWriter | None = None,
         channel: SchedulerChannel | None = None,
         latency_file: LatencyFile | None = None,
+        compression: CompressionService | None = None,
     ) -> None:
-        """`about` is shown by `status` as it is. `channel` is there when the scheduler wants to hear of sessions.
+        """`about` is shown by `status` as it is. `channel` is there when the scheduler wants to hear of sessions,
+        `compression` where their memory is shortened.
 
         What is learned of tools is kept in `latency_file`, where there is one.
         """
@@ -83,6 +86,7 @@ class TurnFollower:
         self._about = about
         self._recorder = recorder
         self._channel = channel
+        self.compression = compression
         self._tool_times = ToolTimes(clock, metrics, latency_file)
         self._started_s, self._started_unix_s = clock.monotonic_s(), clock.unix_s()
         self._turns: Counter[str] = Counter()
@@ -106,6 +110,8 @@ class TurnFollower:
         self._tool_times.turn_begun(turn)
         if self._channel is not None:
             self._channel.turn_begun()
+        if self.compression is not None:
+            self.compression.turn_begun()
         return FollowedTurn(
             turn=turn,
             hints=hints,
@@ -118,8 +124,13 @@ class TurnFollower:
 
     def finish(self, followed: FollowedTurn, outcome: Outcome, content_type: str, raw: bytes) -> None:
         """End a turn. Never raises: the answer is out, and what is wrong here is ours alone."""
+        if self.compression is not None:
+            self.compression.turn_finished()
         try:
-            self._finish(followed, outcome, _reply(followed.conversation.api, content_type, raw))
+            reply = _reply(followed.conversation.api, content_type, raw)
+            self._finish(followed, outcome, reply)
+            if self.compression is not None and outcome == "ok":
+                self.compression.turn_ended(followed, reply)
         except Exception:
             logger.exception("agentinfer: a turn of session %s could not be written down", followed.session_id)
             self.table.abandon(followed.turn)
@@ -146,10 +157,14 @@ class TurnFollower:
         self._tool_times.session_gone(session_id, is_forgotten=self.table.get(session_id) is None)
         if self._channel is not None:
             self._channel.session_gone(session_id)
+        if self.compression is not None:
+            self.compression.session_gone(session_id)
 
     def close(self) -> None:
         """The server ends: keep what is to be kept."""
         self._tool_times.close()
+        if self.compression is not None:
+            self.compression.close()
 
     def status(self) -> dict[str, Any]:
         """What `GET /agentinfer/status` answers."""
@@ -165,6 +180,7 @@ class TurnFollower:
             "tokens": dict(self._tokens),
             "tools": self._tool_times.status(),
             **({} if self._channel is None else {"scheduling": self._channel.status()}),
+            **({} if self.compression is None else {"compression": self.compression.status()}),
             "record": None if record is None else {"path": str(record.path), "dropped": record.num_dropped},
         }
 
@@ -176,7 +192,7 @@ class TurnFollower:
             self._count(followed, outcome, None)
             return
         diagnosis = None
-        if usage is not None:
+        if usage is not None and not followed.is_swap:
             diagnosis = diagnose(
                 turn.continues, turn.conversation, usage.prompt_tokens, usage.cached_tokens, self._engine.page_size
             )
@@ -218,6 +234,8 @@ class TurnFollower:
             "tool_gap_s": turn.tool_gap_s,
             "prefix": None if diagnosis is None else {**diagnosis.as_dict(), "text": str(diagnosis)},
         }
+        if followed.composition is not None:
+            seen |= {"composed": True, "saved_tokens": followed.saved_tokens}
         self.table.annotate(
             turn.session_id,
             inferred=view.notes.get("inferred", True) and turn.inferred,

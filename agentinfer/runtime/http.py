@@ -1,14 +1,15 @@
 """The HTTP door: every generation request passes here on its way to stock SGLang, and its answer on the way back.
 
-An ASGI middleware reads the body once to learn whose turn this is, then hands the very same bytes on; nothing a client
-sends is rewritten. Bytes of the answer are copied as they leave and understood only after the last one went out, so no
-token waits for us.
+An ASGI middleware reads the body once to learn whose turn this is, then hands the very same bytes on; only compression,
+where it is on, puts another body in their place. Bytes of the answer are copied as they leave and understood only after
+the last one went out, so no token waits for us.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 import uuid
 from collections.abc import Callable
@@ -26,13 +27,17 @@ from agentinfer.record import RecordWriter
 from agentinfer.runtime.exchange import App, Exchange, Receive, Scope, Send
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.refusals import RefusedRequest, check_model, read_object, send_refusal
-from agentinfer.runtime.scheduling.channel import connect
+from agentinfer.runtime.scheduling.channel import SchedulerChannel, connect
 from agentinfer.runtime.seams import Seam
 from agentinfer.runtime.turns import FollowedTurn, current_turn
 from agentinfer.sessions import SessionTable
 
 if TYPE_CHECKING:
+    from agentinfer.compress.store import CompositionStore
     from agentinfer.radix_ext.latency_file import LatencyFile
+    from agentinfer.runtime.compression.service import CompressionService
+
+logger = logging.getLogger(__name__)
 
 FOLLOWED_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate"))
 SEAMS = (
@@ -92,6 +97,8 @@ class FollowTurns:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._follower = self._start()
+        if self._follower.compression is not None:
+            self._follower.compression.serve_through(self._app)
         tasks = [asyncio.create_task(each) for each in self._follower.background()]
         try:
             await self._app(scope, receive, send)
@@ -103,11 +110,12 @@ class FollowTurns:
     async def _follow(self, follower: TurnFollower, scope: Scope, exchange: Exchange) -> None:
         await exchange.read_body()
         try:
-            followed = self._begin(follower, scope, exchange.body)
+            body = self._checked_body(scope, exchange.body)
+            followed = None if body is None else self._begin(follower, scope, body)
         except RefusedRequest as refused:
             await send_refusal(scope["path"], refused, exchange.send)
             return
-        if followed is None:
+        if body is None or followed is None:
             await self._app(scope, exchange.receive, exchange.send)
             return
 
@@ -116,6 +124,7 @@ class FollowTurns:
 
         exchange.on_complete = finish
         exchange.shorten = functools.partial(shortened, followed.conversation.api)
+        scope = _composed(follower, followed, scope, body, exchange)
         token = current_turn.set(followed)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -124,19 +133,45 @@ class FollowTurns:
             if not exchange.is_complete:
                 finish()
 
-    def _begin(self, follower: TurnFollower, scope: Scope, raw: bytes) -> FollowedTurn | None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if headers.get("content-encoding", "identity") != "identity":
+    def _checked_body(self, scope: Scope, raw: bytes) -> dict[str, Any] | None:
+        if _headers(scope).get("content-encoding", "identity") != "identity":
             return None  # SGLang decodes no request: it refuses this one
         body = read_object(raw)
-        if body is None:
-            return None
-        if self._served_models is not None:
+        if body is not None and self._served_models is not None:
             check_model(body.get("model"), self._served_models)
+        return body
+
+    def _begin(self, follower: TurnFollower, scope: Scope, body: dict[str, Any]) -> FollowedTurn | None:
         try:
-            return follower.begin(scope["path"], body, headers)
+            return follower.begin(scope["path"], body, _headers(scope))
         except HintError as error:
             raise RefusedRequest(400, str(error), error.field) from None
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _composed(
+    follower: TurnFollower, followed: FollowedTurn, scope: Scope, body: dict[str, Any], exchange: Exchange
+) -> Scope:
+    """Puts the session's shortened context into the exchange, where there is one; the scope that goes with it.
+
+    Whatever is wrong here is ours alone: the engine then gets the client's own bytes.
+    """
+    if follower.compression is None:
+        return scope
+    try:
+        composed = follower.compression.body_for(followed, scope, body)
+        if composed is None:
+            return scope
+        exchange.replace_body(composed)
+    except Exception:
+        logger.exception("agentinfer: a turn of session %s goes on with its client's own words", followed.session_id)
+        followed.composition = followed.saved_tokens = None
+        return scope
+    headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")]
+    return {**scope, "headers": [*headers, (b"content-length", str(len(composed)).encode())]}
 
 
 def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, ...] = ()) -> Callable[[], None]:
@@ -152,15 +187,20 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
     clock = SystemClock()
     recorder = None if config.record.record is None else _open_record(Path(config.record.record), model, clock)
     latency_file = _open_latency_file(config, clock)
+    compositions = _open_compositions(config)
     followers: list[TurnFollower] = []
     is_warm = threading.Event()
 
     def start() -> TurnFollower:
-        followers[:] = [_follower(config, model, clock, recorder, latency_file)]
+        followers[:] = [_follower(config, model, clock, recorder, latency_file, compositions)]
         return followers[0]
 
     served = (model, *aliases) if config.sessions.check_model else None
     app.add_middleware(FollowTurns, start=start, is_open=is_warm.is_set, served_models=served)
+    if config.compress.enabled:
+        from agentinfer.runtime.compression.routes import memory_routes
+
+        app.include_router(memory_routes(lambda: _compression_of(followers[0])))
     app.include_router(session_routes(lambda: followers[0]))
     app.include_router(ranking_routes())
     return is_warm.set
@@ -172,6 +212,7 @@ def _follower(
     clock: Clock,
     recorder: RecordWriter | None,
     latency_file: LatencyFile | None,
+    compositions: CompositionStore | None,
 ) -> TurnFollower:
     from sglang.srt.runtime_context import get_device, get_schedule
 
@@ -197,8 +238,32 @@ def _follower(
         recorder=recorder,
         channel=channel,
         latency_file=latency_file,
+        compression=_compression(config, compositions, clock, channel),
     )
     return follower
+
+
+def _open_compositions(config: AgentInferConfig) -> CompositionStore | None:
+    if not config.compress.enabled:
+        return None
+    from agentinfer.runtime.compression.registration import open_store
+
+    return open_store(config.compress)
+
+
+def _compression(
+    config: AgentInferConfig, compositions: CompositionStore | None, clock: Clock, channel: SchedulerChannel | None
+) -> CompressionService | None:
+    if compositions is None:
+        return None
+    from agentinfer.runtime.compression.registration import make_service
+
+    return make_service(config.compress, compositions, clock, channel)
+
+
+def _compression_of(follower: TurnFollower) -> CompressionService:
+    assert follower.compression is not None, "the memory routes are there with compression only"
+    return follower.compression
 
 
 def _open_latency_file(config: AgentInferConfig, clock: Clock) -> LatencyFile | None:

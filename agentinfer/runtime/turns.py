@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentinfer.clock import Clock
 from agentinfer.hints import AgentHints
 from agentinfer.messages import Conversation
 from agentinfer.sessions import Turn, TurnUsage
+
+if TYPE_CHECKING:
+    from agentinfer.compress.composition import Composition
+    from agentinfer.runtime.compression.door import Asked
 
 # Bound by the HTTP middleware for the request being served; a copy of the context reaches every task made for it.
 current_turn: ContextVar[FollowedTurn | None] = ContextVar("agentinfer_turn", default=None)
@@ -32,6 +36,13 @@ class FollowedTurn:
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     finish_reason: str | None = None
+    # With compression: how its client asks, and the shortened context that it has; None for the client's own words.
+    asked: Asked | None = field(default=None, repr=False)
+    composition: Composition | None = field(default=None, repr=False)
+    # What that took out of the prompt, estimated.
+    saved_tokens: int | None = None
+    # Whether the turn before had another context, so that this prompt is not what that one left in the cache.
+    is_swap: bool = False
     # By engine request: one HTTP request may make several (samples, built-in tools), each counting from 0.
     _completion_tokens: dict[str, int] = field(default_factory=dict)
 
