@@ -134,6 +134,8 @@ class CompressionService:
         conversation, usage = followed.conversation, followed.usage
         if conversation.api != "chat" or followed.asked is None or usage is None or reply.is_empty:
             return
+        if any(message.attachments for message in conversation.messages):
+            return  # the KV of images cannot be computed ahead
         session = self._sessions.get(followed.session_id)
         if session is None:
             session = _Session(followed.session_id, CompressionJob(self._settings))

@@ -1,0 +1,456 @@
+"""Compression beside the turns: the share of time that warming takes, and that no failure costs a turn anything."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
+
+from agentinfer.clock import ManualClock, SystemClock
+from agentinfer.compress.distiller import Assignment
+from agentinfer.compress.model_distiller import Counts
+from agentinfer.compress.note import Line, Note
+from agentinfer.compress.settings import Settings
+from agentinfer.compress.store import CompositionStore
+from agentinfer.config import CompressionConfig
+from agentinfer.errors import ConfigError
+from agentinfer.metrics import CompressionMetrics, Metrics
+from agentinfer.runtime.compression import engine, service
+from agentinfer.runtime.compression.distilling import Distillers
+from agentinfer.runtime.compression.door import AppDoor, Asked, DoorError
+from agentinfer.runtime.compression.engine import Prompt, Wanted, wanted_prompt
+from agentinfer.runtime.compression.routes import memory_routes
+from agentinfer.runtime.compression.service import CompressionService
+from agentinfer.runtime.compression.template import note_may_be_a_step
+from agentinfer.runtime.compression.warming import Pace, Stride, Warmed, WarmingError, warm
+from agentinfer.runtime.follower import EngineFacts, TurnFollower
+from agentinfer.runtime.http import FollowTurns
+from agentinfer.runtime.turns import current_turn
+from agentinfer.sessions import SessionTable
+from tests.agent_sessions import SYSTEM, assistant, call, tool, user
+
+CHAT = "/v1/chat/completions"
+
+
+# -- warming ----------------------------------------------------------------------------------------------------------
+
+
+def paced(num_pieces: int, running: bool, end_turn_after_s: float | None = None) -> float:
+    """Seconds that pieces of 10 ms take altogether, while a turn runs or not."""
+
+    async def piece() -> int:
+        await asyncio.sleep(0.01)
+        return 10
+
+    async def story() -> float:
+        pace = Pace(SystemClock())
+        if running:
+            pace.turn_begun()
+        if end_turn_after_s is not None:
+            asyncio.get_running_loop().call_later(end_turn_after_s, pace.turn_finished)
+        started_s = time.monotonic()
+        for _ in range(num_pieces):
+            await pace.run(piece)
+        return time.monotonic() - started_s
+
+    return asyncio.run(story())
+
+
+def test_while_a_turn_runs_a_tenth_of_the_time_is_the_warmings() -> None:
+    # Three pieces with two rests of nine times as long between them.
+    assert paced(3, running=True) >= 3 * 0.01 + 2 * 9 * 0.01
+
+
+def test_pieces_follow_each_other_while_no_turn_runs() -> None:
+    assert paced(10, running=False) < 5 * 10 * 0.01
+
+
+def test_the_end_of_the_last_turn_ends_the_rest() -> None:
+    assert paced(2, running=True, end_turn_after_s=0.03) < 9 * 0.01
+
+
+def test_one_piece_at_a_time_is_in_the_engine() -> None:
+    inside, most = 0, 0
+
+    async def piece() -> int:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        inside -= 1
+        return 0
+
+    async def story() -> None:
+        pace = Pace(ManualClock())
+        await asyncio.gather(*(pace.run(piece) for _ in range(8)))
+
+    asyncio.run(story())
+    assert most == 1
+
+
+def warmed_by(ids: Sequence[int], warmed: Warmed, cached: int = 0) -> list[int]:
+    """The lengths of the pieces that put `ids` into a cache which has the first `cached` of them."""
+    asked: list[int] = []
+
+    async def compute(num_tokens: int) -> int:
+        done = max([cached, len(warmed.ids), *asked])
+        asked.append(num_tokens)
+        return max(1, num_tokens - done)
+
+    asyncio.run(warm(ids, warmed, Pace(ManualClock()), Stride(), compute))
+    return asked
+
+
+def test_a_prompt_is_computed_in_pieces_and_what_was_computed_is_left_out() -> None:
+    warmed = Warmed()
+    assert warmed_by(range(600), warmed) == [256, 512, 600]
+    assert (warmed.computed_tokens, warmed.num_pieces) == (600, 3)
+    # The next prompt of the job: the same but for its last ten tokens, and longer.
+    assert warmed_by([*range(590), *range(900, 1000)], warmed) == [690]
+    assert list(warmed.ids) == [*range(590), *range(900, 1000)]
+
+
+def test_pieces_are_as_long_as_the_engine_computes_in_their_time() -> None:
+    stride = Stride()
+    stride.observe(256, took_s=0.2)
+    assert stride.num_tokens == 64
+    stride.observe(64, took_s=0.001)
+    assert stride.num_tokens == 128, "twice as long at most"
+    stride.observe(1, took_s=0.001)
+    assert stride.num_tokens == 128, "what was cached says nothing of the speed"
+
+
+def test_a_cache_without_room_ends_the_warming() -> None:
+    async def compute(num_tokens: int) -> int:
+        return num_tokens
+
+    async def story() -> None:
+        await warm(range(5000), Warmed(), Pace(ManualClock()), Stride(), compute)
+
+    with pytest.raises(WarmingError, match="no room"):
+        asyncio.run(story())
+
+
+# -- the engine's door ------------------------------------------------------------------------------------------------
+
+
+class Manager:
+    """A tokenizer manager as far as the hook sees it."""
+
+    class Tokenizer:
+        def encode(self, text: str) -> list[int]:
+            return list(text.encode())
+
+    tokenizer = Tokenizer()
+
+
+class Request:
+    def __init__(self, **fields: Any) -> None:
+        self.input_ids: list[int] | None = None
+        self.text = "abc"
+        self.__dict__.update(fields)
+
+
+def at_the_door(request: Request) -> Wanted:
+    wanted = Wanted()
+    token = wanted_prompt.set(wanted)
+    try:
+        with pytest.raises(ValueError, match="only the prompt"):
+            engine._stop_at_the_door(lambda *_: None, Manager(), request)
+    finally:
+        wanted_prompt.reset(token)
+    return wanted
+
+
+def test_a_request_for_its_prompt_is_stopped_and_any_other_goes_on() -> None:
+    wanted = at_the_door(Request(input_ids=[1, 2], lora_path="adapter", extra_key=None))
+    assert wanted.prompt is not None
+    assert (wanted.prompt.ids, wanted.prompt.identity) == ((1, 2), {"lora_path": "adapter"})
+    assert engine._stop_at_the_door(lambda *arguments: len(arguments), Manager(), Request()) == 3
+
+
+def test_a_prompt_of_more_than_text_is_not_warmed() -> None:
+    wanted = at_the_door(Request(image_data=["i.png"]))
+    assert (wanted.prompt, wanted.why_not) == (None, "the prompt has image_data")
+
+
+# -- the service, over an app of a few lines ---------------------------------------------------------------------------
+
+
+class Noting:
+    """A distiller of one line a result, or whatever `does`."""
+
+    def __init__(self, does: Callable[[Assignment], Awaitable[Note]] | None = None) -> None:
+        self._does = does
+
+    async def distil(self, assignment: Assignment) -> Note:
+        if self._does is not None:
+            return await self._does(assignment)
+        return Note(facts=tuple(Line(f"fact {each.index}", each.index) for each in assignment.observations))
+
+
+class Server:
+    """The middleware with compression on, around an app that keeps what it got; `computed` are the pieces."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, distiller: Noting | None = None, **settings: Any) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.computed: list[int] = []
+        clock = SystemClock()
+        small = {"threshold_tokens": 100, "keep_recent_steps": 1, "warm_share": 0.5}
+        self.compression = CompressionService(
+            Settings(**{**small, **settings}),
+            CompositionStore(1 << 20),
+            lambda door, asked: distiller or Noting(),
+            clock,
+            CompressionMetrics(CollectorRegistry()),
+            Counts(),
+        )
+        self.table = SessionTable(10, 60, clock, lambda: "s", on_gone=lambda gone: self.follower.session_gone(gone))
+        facts = EngineFacts("m", "cpu", 1)
+        metrics = Metrics(CollectorRegistry())
+        self.follower = TurnFollower(self.table, clock, metrics, facts, about={}, compression=self.compression)
+        self.middleware = FollowTurns(self.app, lambda: self.follower, lambda: True, None)
+        self.middleware._follower = self.follower
+        self.compression.serve_through(self.app)
+        self.messages = [SYSTEM, user("Find it.")]
+
+        async def compute(prompt: Prompt, num_tokens: int, session_id: str, now_s: float) -> int:
+            self.computed.append(num_tokens)
+            return 1
+
+        monkeypatch.setattr(service, "compute", compute)
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        body = json.loads(message["body"])
+        wanted = wanted_prompt.get()
+        if wanted is not None:
+            wanted.prompt = Prompt(tuple(json.dumps(body["messages"]).encode()), {}, None)
+            status, answer = 400, {"error": "only the prompt"}
+        else:
+            self.got.append(({name.decode(): value.decode() for name, value in scope["headers"]}, message["body"]))
+            followed = current_turn.get()
+            assert followed is not None
+            num_tokens = sum(len(str(each.get("content"))) for each in body["messages"]) // 4
+            followed.observe({"prompt_tokens": num_tokens, "cached_tokens": 0, "completion_tokens": 1, "id": "r"})
+            reply = assistant("", call(f"call_{len(self.messages)}", "look"))
+            status, answer = 200, {"choices": [{"message": reply}]}
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
+        )
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+    async def turn(self, **fields: Any) -> bytes:
+        """One turn of the session; the body that its client sent. Its tool has answered when this returns."""
+        raw = json.dumps({"messages": self.messages, "agentinfer": {"session": "s"}, **fields}).encode()
+        incoming = [{"type": "http.request", "body": raw, "more_body": False}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-length", str(len(raw)).encode()), (b"authorization", b"Bearer of it")]
+        await self.middleware({"type": "http", "method": "POST", "path": CHAT, "headers": headers}, receive, send)
+        assert sent[0]["status"] == 200
+        call_id = f"call_{len(self.messages)}"
+        self.messages += [assistant("", call(call_id, "look")), tool(call_id, f"{len(self.messages)} " * 400)]
+        return raw
+
+    async def settle(self) -> None:
+        """Until what runs beside the turns has ended."""
+        while self.compression._tasks:
+            await asyncio.gather(*self.compression._tasks, return_exceptions=True)
+
+    async def turns(self, count: int) -> list[bytes]:
+        sent = []
+        for _ in range(count):
+            sent.append(await self.turn())
+            await self.settle()
+        return sent
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        ends: dict[str, int] = self.compression.status()["jobs"]
+        return ends
+
+
+def test_a_turn_gets_the_shortened_context_with_its_own_length_and_everything_else_as_it_came(monkeypatch) -> None:
+    server = Server(monkeypatch)
+
+    async def story() -> None:
+        await server.turns(6)
+        await server.turn(tools=[{"type": "function"}], n=2, seed=7)
+
+    asyncio.run(story())
+    headers, raw = server.got[-1]
+    assert headers["content-length"] == str(len(raw))
+    assert headers["authorization"] == "Bearer of it"
+    body = json.loads(raw)
+    assert (body["tools"], body["n"], body["seed"]) == ([{"type": "function"}], 2, 7)
+    assert body["messages"][3]["content"] == "[o3]"
+    assert body["messages"][-1] == server.messages[-3]
+    assert any("fact 3" in str(each["content"]) for each in body["messages"])
+    assert server.jobs["swapped"] >= 1
+    view = server.table.get("s")
+    assert view is not None
+    assert view.notes["recent_turns"][-1]["composed"] is True
+    assert server.computed
+
+
+def test_what_fails_before_the_engine_leaves_the_clients_own_bytes(monkeypatch) -> None:
+    server = Server(monkeypatch)
+
+    def broken(*_: Any) -> bytes:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(server.compression, "body_for", broken)
+    sent = asyncio.run(server.turns(6))
+    assert [raw for _, raw in server.got] == sent
+
+
+def test_what_fails_after_a_turn_changes_no_answer(monkeypatch) -> None:
+    server = Server(monkeypatch)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(server.compression, "turn_ended", broken)
+    sent = asyncio.run(server.turns(6))
+    assert [raw for _, raw in server.got] == sent
+    assert server.table.counts()["running"] == 0
+
+
+async def _raises(assignment: Assignment) -> Note:
+    raise OSError("killed")
+
+
+async def _hangs(assignment: Assignment) -> Note:
+    await asyncio.sleep(60)
+    return Note()
+
+
+async def _says_nothing(assignment: Assignment) -> Note:
+    return Note()
+
+
+@pytest.mark.parametrize(
+    ("does", "end"),
+    [(_raises, "failed"), (_hangs, "failed"), (_says_nothing, "empty")],
+    ids=["killed", "hangs", "says nothing"],
+)
+def test_a_compressor_that_does_not_answer_leaves_the_session_as_it_is(does, end: str, monkeypatch) -> None:
+    server = Server(monkeypatch, Noting(does), distil_timeout_s=0.05)
+    sent = asyncio.run(server.turns(5))
+    assert [raw for _, raw in server.got] == sent
+    assert set(server.jobs) == {end}
+
+
+def test_turns_go_on_while_the_compressor_works(monkeypatch) -> None:
+    server = Server(monkeypatch, Noting(_hangs))
+
+    async def story() -> list[bytes]:
+        sent = [await server.turn() for _ in range(6)]
+        server.compression.close()
+        return sent
+
+    sent = asyncio.run(story())
+    assert [raw for _, raw in server.got] == sent
+    assert server.compression.status()["sessions"]["distilling"] == 1
+
+
+def test_a_session_that_is_over_stops_its_job_and_is_forgotten(monkeypatch) -> None:
+    server = Server(monkeypatch, Noting(_hangs))
+
+    async def story() -> None:
+        for _ in range(5):
+            await server.turn()
+        server.table.close("s")
+        await server.settle()
+
+    asyncio.run(story())
+    assert server.jobs == {"cancelled": 1}
+    assert server.compression.status()["sessions"] == {"distilling": 0, "warming": 0, "ready": 0}
+    assert not server.compression._sessions
+
+
+def test_no_state_of_a_request_leaks_into_what_runs_beside_it(monkeypatch) -> None:
+    bound: list[object] = []
+
+    async def look(assignment: Assignment) -> Note:
+        bound.append(current_turn.get())
+        return Note()
+
+    asyncio.run(Server(monkeypatch, Noting(look)).turns(4))
+    assert bound
+    assert set(bound) == {None}
+
+
+def test_a_kept_request_holds_no_messages_and_only_the_headers_its_rights_hang_on() -> None:
+    scope = {"type": "http", "headers": [(b"authorization", b"x"), (b"cookie", b"y")], "state": {}, "app": "app"}
+    asked = Asked.of(scope, {"messages": [1], "tools": [2], "n": 3, "stream": True, "agentinfer": {}})
+    assert asked.fields == {"tools": [2]}
+    assert asked.scope == {"type": "http", "headers": [(b"authorization", b"x")], "app": "app"}
+
+
+def test_an_app_that_refuses_the_request_is_quoted() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body", "body": b"who are you"})
+
+    asked = Asked({}, {"headers": []})
+    with pytest.raises(DoorError, match="did not reach the engine: who are you"):
+        asyncio.run(AppDoor(app).prompt(asked, [user("hi")]))
+
+
+# -- start and routes --------------------------------------------------------------------------------------------------
+
+
+def joined(messages: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(str(message["content"]) for message in messages)
+
+
+def alternating(messages: Sequence[dict[str, Any]]) -> str:
+    roles = [message["role"] for message in messages]
+    if any(first == second for first, second in itertools.pairwise(roles)):
+        raise ValueError("roles must alternate")
+    return joined(messages)
+
+
+def test_a_template_that_wants_roles_to_alternate_gets_notes_behind_results() -> None:
+    assert note_may_be_a_step(joined) is True
+    assert note_may_be_a_step(alternating) is False
+
+
+def test_a_template_without_tool_results_is_refused_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="renders no tool results"):
+        note_may_be_a_step(lambda messages: joined([each for each in messages if each["role"] != "tool"]))
+
+
+def test_a_model_that_is_no_address_is_refused_with_what_is_expected() -> None:
+    with pytest.raises(ConfigError, match="expected extractive, engine or an address"):
+        Distillers(CompressionConfig(compress_model="gpt"))
+
+
+def test_the_memory_of_a_session_is_served_under_any_name(monkeypatch) -> None:
+    server = Server(monkeypatch)
+    asyncio.run(server.turns(6))
+    app = FastAPI()
+    app.include_router(memory_routes(lambda: server.compression))
+    client = TestClient(app)
+    listed = client.get("/agentinfer/sessions/s/memory").json()
+    assert listed["taken"][0] == {"id": "o3", "tool": "look", "chars": len(server.messages[3]["content"])}
+    assert client.get("/agentinfer/sessions/s/memory/o3").json()["text"] == server.messages[3]["content"]
+    assert client.get("/agentinfer/sessions/s/memory/o999").status_code == 404
+    assert client.get("/agentinfer/sessions/s/memory/3").status_code == 422
+    assert client.get("/agentinfer/sessions/a/b/c/memory").json()["taken"] == []
