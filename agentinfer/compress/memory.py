@@ -110,7 +110,8 @@ def _loop_ends(tools: Sequence[str]) -> list[bool]:
     """
     ends = []
     loop: list[str] = []
-    for tool, following in zip(tools, [*tools[1:], None], strict=True):
+    for position, tool in enumerate(tools):
+        following = tools[position + 1] if position + 1 < len(tools) else None
         loop.append(tool)
         is_round = following in loop and (following != tool or len(set(loop)) == 1)
         ends.append(following is None or is_round or len(loop) >= _MAX_LOOP_STEPS)

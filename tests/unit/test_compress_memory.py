@@ -35,6 +35,12 @@ def test_steps_are_calls_with_their_results():
     assert json.loads(steps[1].observations[0].arguments_text) == {"n": 1}
 
 
+@pytest.mark.parametrize("bodies", [[TASK], [SYSTEM, TASK, assistant("Done.")]], ids=["task", "no tools"])
+def test_a_history_without_tools_has_no_steps_and_no_plan(bodies):
+    assert split(messages_of(bodies)) == ()
+    assert plan_of(bodies) is None
+
+
 def test_results_in_any_order_belong_to_their_calls():
     bodies = [TASK, assistant("", call("a", "read"), call("b", "grep")), tool("b", "found"), tool("a", "text")]
     (only,) = split(messages_of(bodies))
