@@ -413,6 +413,26 @@ def test_an_app_that_refuses_the_request_is_quoted() -> None:
         asyncio.run(AppDoor(app).prompt(asked, [user("hi")]))
 
 
+def test_a_prompt_ends_where_the_next_message_begins() -> None:
+    asked_for: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        messages = json.loads((await receive())["body"])["messages"]
+        asked_for.append(messages[-1])
+        wanted = wanted_prompt.get()
+        assert wanted is not None
+        text = "".join(f"<{each['role']}>{each['content']}" for each in messages) + "<assistant>"
+        wanted.prompt = Prompt(tuple(text.encode()), {}, None)
+
+    def prompt_after(reply: dict[str, Any]) -> str:
+        found = asyncio.run(AppDoor(app).prompt(Asked({}, {"headers": []}), [user("hi"), reply]))
+        return bytes(found.ids).decode()
+
+    assert prompt_after(assistant("see", call("c1"))) == "<user>hi<assistant>see<tool>"
+    assert [each["tool_call_id"] for each in asked_for] == ["c1", "c1"]
+    assert prompt_after(assistant("done")) == "<user>hi<assistant>done<user>"
+
+
 # -- start and routes --------------------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 
 from agentinfer.runtime.compression.engine import Prompt, Wanted, wanted_prompt
+from agentinfer.runtime.compression.warming import common_length
 from agentinfer.runtime.exchange import App, Message, Scope
 
 # Of the client's headers, what decides whether and as whom its requests are served.
@@ -36,6 +37,8 @@ _LEFT_OUT: Final = frozenset(
         "priority",
     )
 )
+# Two messages that could come next, and have not even a first character in common.
+_NEXT_TEXTS: Final = ("done", "0")
 
 
 class DoorError(Exception):
@@ -64,16 +67,13 @@ class AppDoor:
         self._app = app
 
     async def prompt(self, asked: Asked, messages: Sequence[Any]) -> Prompt:
-        """The prompt of these messages, as if the client sent them. Raises DoorError."""
-        wanted = Wanted()
-        token = wanted_prompt.set(wanted)
-        try:
-            _, answer = await self._post(asked.scope, {**asked.fields, "messages": list(messages), "stream": False})
-        finally:
-            wanted_prompt.reset(token)
-        if wanted.prompt is None:
-            raise DoorError(f"{wanted.why_not}: {answer[:300].decode(errors='replace')}")
-        return wanted.prompt
+        """What every prompt has in common that goes on from these messages, as their client sends them.
+
+        Not the prompt of the messages themselves: where the last is the model's, SGLang makes a user's of it. Raises
+        DoorError.
+        """
+        first, second = [await self._prompt(asked, [*messages, _next(messages[-1], text)]) for text in _NEXT_TEXTS]
+        return replace(first, ids=first.ids[: common_length(first.ids, second.ids)])
 
     async def complete(
         self, asked: Asked, messages: Sequence[Any], json_schema: Mapping[str, Any], max_tokens: int
@@ -94,6 +94,17 @@ class AppDoor:
         if status != 200 or not isinstance(text, str):
             raise DoorError(f"the engine answered HTTP {status}: {answer[:300].decode(errors='replace')}")
         return text
+
+    async def _prompt(self, asked: Asked, messages: Sequence[Any]) -> Prompt:
+        wanted = Wanted()
+        token = wanted_prompt.set(wanted)
+        try:
+            _, answer = await self._post(asked.scope, {**asked.fields, "messages": list(messages), "stream": False})
+        finally:
+            wanted_prompt.reset(token)
+        if wanted.prompt is None:
+            raise DoorError(f"{wanted.why_not}: {answer[:300].decode(errors='replace')}")
+        return wanted.prompt
 
     async def _post(self, scope: Scope, body: Mapping[str, Any]) -> tuple[int, bytes]:
         raw = orjson.dumps(body)
@@ -116,3 +127,10 @@ class AppDoor:
 
         await self._app(inner, receive, send)
         return status, bytes(answer)
+
+
+def _next(message: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """A message that could follow: a tool's result where one was called."""
+    for call in message.get("tool_calls") or ():
+        return {"role": "tool", "tool_call_id": call.get("id"), "content": text}
+    return {"role": "user", "content": text}
