@@ -36,6 +36,10 @@ _CAMEL: Final = re.compile(r"[a-z\d][A-Z]|[A-Z]{2}[a-z]")
 _DOTTED: Final = re.compile(rf"{_WORD}+(?:\.{_WORD}+)+")
 _HEX: Final = re.compile(r"[0-9a-f]{8,64}|[0-9A-F]{8,64}")
 _WHERE: Final = re.compile(r"(?::\d+){1,2}$")
+_WORD_CHAR: Final = re.compile(_WORD)
+_THREE_DIGITS: Final = re.compile(r"\d{3}(?!\d)")
+# Places where an anchor stands only as a part, after which one search is faster than looking at each.
+_MAX_MISSES: Final = 64
 _WINDOWS: Final = re.compile(r"[A-Za-z]:[\\/]")
 # Words in capitals or with a stroke that English has anyway.
 _SHOUTED: Final = frozenset(
@@ -104,23 +108,34 @@ def occurs(anchor: str, text: str) -> bool:
 
     12 is not in 123, 12.5 or -12; a name may be part of a dotted one, a path the end or the beginning of a longer one.
     """
-    return anchor in text and _whole(anchor).search(text) is not None
+    before, after = _bounds(anchor)
+    start = text.find(anchor)
+    for _ in range(_MAX_MISSES):
+        if start < 0:
+            return False
+        if before.match(text, start) and after.match(text, start + len(anchor)):
+            return True
+        start = text.find(anchor, start + 1)
+    return re.compile(before.pattern + re.escape(anchor) + after.pattern).search(text, start) is not None
 
 
-@lru_cache(maxsize=4096)
-def _whole(anchor: str) -> re.Pattern[str]:
-    before = f"(?<!{_WORD})" if re.match(_WORD, anchor) else ""
-    after = f"(?!{_WORD})" if re.search(rf"{_WORD}$", anchor) else ""
+def _bounds(anchor: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What must hold right before and right behind an anchor that stands as a whole; both match without a character."""
+    before = f"(?<!{_WORD})" if _WORD_CHAR.match(anchor) else ""
+    after = f"(?!{_WORD})" if _WORD_CHAR.match(anchor[-1:]) else ""
     if _NUMBER.fullmatch(anchor):
         if anchor[0].isdigit():  # else it would be found in a negative number, or behind a decimal point
             before += r"(?<!\d\.)(?<![\s=(\[:]-)(?<!^-)(?<![\s=(\[:]\.)(?<!^\.)"
-            before += r"(?<!\d,)" if re.match(r"\d{3}(?!\d)", anchor) else ""
+            before += r"(?<!\d,)" if _THREE_DIGITS.match(anchor) else ""
         after += r"(?!\.\d|,\d{3}(?!\d))"
     elif anchor.startswith(("/", "\\", ".", "~", "-", "+", ":")):
         before = r"(?<![\w.~/\\-])" if anchor[0] in "/\\.~" else r"(?<![\w-])"
     else:
         before += rf"(?<!{_WORD}-)"
-    return re.compile(before + re.escape(anchor) + after)
+    return _compiled(before), _compiled(after)
+
+
+_compiled = lru_cache(maxsize=64)(re.compile)
 
 
 @lru_cache(maxsize=32_768)

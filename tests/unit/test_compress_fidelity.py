@@ -79,6 +79,9 @@ def test_anchors_are_verbatim_at_their_place() -> None:
         ("-v", "run-v", False),
         ("2.20.0", "版本2.20.0号", True),
         ("https://a.b/c", "https://a.b/cd", False),
+        # behind more places where it is a part than are looked at one by one
+        ("ab1", "ab1x " * 200 + "ab1", True),
+        ("ab1", "ab1x " * 200, False),
     ],
 )
 def test_an_anchor_occurs_only_as_a_whole(anchor: str, text: str, is_there: bool) -> None:
