@@ -66,14 +66,14 @@ class Scheduler:
         if request.rid not in self.refused:
             self.waiting_queue.append(request)
 
-    def _fill(self, delayer: Any, running_batch: Any) -> tuple[None, Any]:
+    def _fill(self, delayer: Any, running_batch: Any) -> tuple[Any, Any]:
         self.tried.append([request.rid for request in self.waiting_queue])
         if self.during is not None:
             self.during()
         taken = self.waiting_queue[: self.fits]
         self.running_batch.reqs += taken
         self.waiting_queue = [request for request in self.waiting_queue if request not in taken]
-        return None, running_batch
+        return (SimpleNamespace(reqs=taken, extend_num_tokens=1) if taken else None), running_batch
 
 
 def queue_of(scheduler: Scheduler) -> list[str]:
@@ -129,6 +129,17 @@ def test_request_that_comes_during_a_pass_is_seen_from_the_next_one_on() -> None
     scheduler.during, scheduler.policy.held = None, set()
     scheduler.step()
     assert queue_of(scheduler) == []
+
+
+def test_request_that_comes_into_an_empty_queue_and_starts_in_the_same_pass_has_started() -> None:
+    """So does one that waited for its grammar: upstream queues it within the pass."""
+    scheduler = Scheduler()
+    scheduler.during = lambda: scheduler.add(Request("g", [1, 2], "sg"))
+    scheduler.step()
+    assert scheduler.running_batch.reqs[0].rid == "g"
+    assert scheduler.policy.events[-1] == ("started", "g")
+    assert scheduler.book.num_waiting == 0
+    scheduler.book.check_integrity()
 
 
 def test_refused_request_never_arrives() -> None:

@@ -46,6 +46,8 @@ class SchedulerHooks:
         if not queue or (scheduler.chunked_req is None and _has_no_room(scheduler, running_batch)):
             result = original(scheduler, *args, **kwargs)
             self._note_begun(result[0])
+            if result[0] is not None:  # a request whose grammar got ready came and went in this very pass
+                self.book.started(result[0].reqs)
             return result
         order, self._held = self._planned(scheduler, running_batch)
         scheduler.waiting_queue = order
