@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentinfer.compress.anchors import Anchor, anchors, find_anchors
+from agentinfer.compress.anchors import Anchor, anchors, find_anchors, occurs
 from agentinfer.compress.distiller import Assignment, sources_of
 from agentinfer.compress.fidelity import verified
 from agentinfer.compress.memory import Observation
@@ -42,6 +42,10 @@ _EXIT: Final = re.compile(
 _CROWD: Final = 120
 # What a whole line is worth over its anchors alone: it says what they are to each other.
 _LINE_BONUS: Final = 1.25
+# A shorter number says nothing outside its line, and with fewer letters neither does a line. A note of bare numbers
+# would hold more of what is used later, by chance: 18 is in every file.
+_MIN_LINE_LETTERS: Final = 8
+_MIN_NUMBER_CHARS: Final = 5
 _SEPARATOR: Final = "; "
 # What a note begins with, and the line break before what failed.
 _HEADING_CHARS: Final = len(Note(facts=(Line("", 0),)).text()) - len("[o0] ") + 1
@@ -60,15 +64,15 @@ class ExtractiveDistiller:
 
     def note(self, assignment: Assignment) -> Note:
         """At most `assignment.budget_chars` of text; empty where not one piece fits."""
-        failures = _fitting_failures(assignment)
+        sources = sources_of(assignment.observations)
+        failures = _fitting_failures(assignment, sources)
         values = _values(assignment, failures)
         left = assignment.budget_chars - len(Note(dead_ends=failures).text()) - _HEADING_CHARS
-        chosen = _bought(_pieces(assignment.observations, values), values, left)
+        chosen = _bought(_pieces(assignment.observations, values), values, sources, left)
         told = {*(piece.source for piece in chosen), *(line.source for line in failures)}
         untold = [each for each in assignment.observations if each.index not in told]
         chosen += _first_words(untold, left - _price(chosen))
-        # Pieces are verbatim, yet one cut out of its surroundings may read as another anchor: that must not pass.
-        return verified(Note(facts=_lines(chosen), dead_ends=failures), sources_of(assignment.observations)).note
+        return verified(Note(facts=_lines(chosen), dead_ends=failures), sources).note
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ def _lines(pieces: Iterable[_Piece]) -> tuple[Line, ...]:
     )
 
 
-def _fitting_failures(assignment: Assignment) -> tuple[Line, ...]:
+def _fitting_failures(assignment: Assignment, sources: Mapping[int, str]) -> tuple[Line, ...]:
     """Failures, each kind once, the latest ones where not all keep within their share of the budget."""
     found: list[Line] = []
     seen: set[str] = set()
@@ -99,7 +103,7 @@ def _fitting_failures(assignment: Assignment) -> tuple[Line, ...]:
     for each in reversed(assignment.observations):
         text = _failure(each.text)
         price = len(text) + len(f"[{each.id}] \n")
-        if text and text not in seen and price <= left:
+        if text and text not in seen and price <= left and _stands(text, sources[each.index]):
             seen.add(text)
             left -= price
             found.append(Line(text, each.index))
@@ -162,7 +166,7 @@ def _rate(anchor: Anchor, text: str) -> float:
 
 
 def _pieces(observations: Sequence[Observation], values: Mapping[tuple[int, str], float]) -> list[_Piece]:
-    """Each anchor of value, and each line that has several."""
+    """Each anchor of value that says something by itself, and each line that has one."""
     pieces: list[_Piece] = []
     for each in observations:
         start = 0
@@ -173,20 +177,26 @@ def _pieces(observations: Sequence[Observation], values: Mapping[tuple[int, str]
             if not line:
                 continue
             own = [a for a in find_anchors(line) if (each.index, a.text) in values]
-            pieces += [_Piece(a.text, each.index, place + a.start, (a.text,)) for a in own]
-            if len(line) <= _MAX_LINE_CHARS and len(own) > 1:
+            pieces += [
+                _Piece(a.text, each.index, place + a.start, (a.text,))
+                for a in own
+                if a.kind != "number" or len(a.text) >= _MIN_NUMBER_CHARS
+            ]
+            if len(line) <= _MAX_LINE_CHARS and own and sum(map(str.isalpha, line)) >= _MIN_LINE_LETTERS:
                 pieces.append(_Piece(line, each.index, place, tuple(a.text for a in own)))
     return pieces
 
 
-def _bought(pieces: Sequence[_Piece], values: Mapping[tuple[int, str], float], left: float) -> list[_Piece]:
+def _bought(
+    pieces: Sequence[_Piece], values: Mapping[tuple[int, str], float], sources: Mapping[int, str], left: float
+) -> list[_Piece]:
     """Greedy by value for price; a piece whose anchors were bought in part goes back with what is left of its value."""
     opened: set[int] = set()
     had: set[tuple[int, str]] = set()
 
     def worth(piece: _Piece) -> float:
         gain = sum(values[piece.source, a] for a in set(piece.holds) if (piece.source, a) not in had)
-        gain *= _LINE_BONUS if len(piece.holds) > 1 else 1.0
+        gain *= _LINE_BONUS if len(piece.text) > len(piece.holds[0]) else 1.0
         return gain / (len(piece.text) + len(_SEPARATOR))
 
     queue = [(-worth(piece), place) for place, piece in enumerate(pieces)]
@@ -201,14 +211,27 @@ def _bought(pieces: Sequence[_Piece], values: Mapping[tuple[int, str], float], l
         if now > was:
             heapq.heappush(queue, (now, place))
             continue
+        if not _stands(piece.text, sources[piece.source]):
+            continue
         price = len(piece.text) + (len(_SEPARATOR) if piece.source in opened else len(f"[o{piece.source}] ") + 1)
         if price > left:
             continue
-        left -= price
+        parts = [each for each in chosen if each.source == piece.source and _is_within(each, piece)]
+        chosen = [each for each in chosen if each not in parts]
+        left -= price - sum(len(each.text) + len(_SEPARATOR) for each in parts)
         opened.add(piece.source)
         had.update((piece.source, a) for a in piece.holds)
         chosen.append(piece)
     return chosen
+
+
+def _stands(text: str, source: str) -> bool:
+    """Whether it is borne out: what is verbatim may, cut out of its surroundings, still read as another anchor."""
+    return all(occurs(anchor, source) for anchor in anchors(text))
+
+
+def _is_within(part: _Piece, whole: _Piece) -> bool:
+    return whole.start <= part.start and part.start + len(part.text) <= whole.start + len(whole.text)
 
 
 def _price(pieces: Iterable[_Piece]) -> int:

@@ -7,8 +7,11 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentinfer.compress.anchors import anchors, find_anchors
+from agentinfer.compress.anchors import anchors, find_anchors, occurs
+from agentinfer.compress.distiller import Assignment, sources_of
+from agentinfer.compress.extractive import ExtractiveDistiller
 from agentinfer.compress.fidelity import verified
+from agentinfer.compress.memory import Observation
 from agentinfer.compress.note import Line, Note
 
 WORDS = st.sampled_from(["the", "file", "has", "failed", "of", "and", "error", "(see)", "it's", "well-known", "版本"])
@@ -91,3 +94,21 @@ def test_anchors_of_any_text_are_verbatim_in_order_and_apart(text: str) -> None:
         assert anchor.start >= end
         assert text[anchor.start : anchor.start + len(anchor.text)] == anchor.text
         end = anchor.start + len(anchor.text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=4), st.integers(0, 150))
+def test_an_extractive_note_keeps_to_budget_and_sources_and_with_room_has_every_name(
+    texts: list[str], budget_tokens: int
+) -> None:
+    observations = tuple(Observation(2 * index, "bash", "", text) for index, text in enumerate(texts))
+    tight = Assignment("", "", observations, budget_tokens, 0.3)
+    roomy = Assignment("", "", observations, 10_000, 0.3)
+    for assignment in (tight, roomy):
+        note = ExtractiveDistiller().note(assignment)
+        assert len(note.text()) <= assignment.budget_chars
+        assert verified(note, sources_of(observations)).dropped == ()
+    for text in texts:
+        for anchor in find_anchors(text):
+            if anchor.kind == "name" and len(anchor.text) >= 2 and occurs(anchor.text, text):
+                assert anchor.text in note.text()

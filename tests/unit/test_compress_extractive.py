@@ -103,6 +103,13 @@ def test_the_budget_goes_to_the_observations_of_value_not_to_the_first() -> None
     assert "_invoke_validators" in note.text()
 
 
+def test_a_short_number_is_told_with_its_line_only() -> None:
+    note = made(
+        assignment(Observation(1, "", "", "17\n18 }\nThe build took 43 seconds of 2.20.0\n0x1fff"), budget_tokens=400)
+    )
+    assert note.facts == (Line("The build took 43 seconds of 2.20.0; 0x1fff", 1),)
+
+
 def test_an_observation_of_words_only_still_gives_a_note() -> None:
     note = made(assignment(PROSE))
     assert [line.source for line in note.facts] == [9]
