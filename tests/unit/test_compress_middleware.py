@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from agentinfer.compress.distiller import Assignment
 from agentinfer.compress.extractive import ExtractiveDistiller
 from agentinfer.compress.graph_middleware import GraphMemory, as_openai
-from agentinfer.compress.middleware import MemoryCompressor
+from agentinfer.compress.middleware import RECALL, MemoryCompressor
 from agentinfer.compress.note import Line, Note
 from agentinfer.compress.settings import Settings
 
@@ -257,3 +261,42 @@ def test_a_graph_says_what_it_cannot_read() -> None:
         as_openai(3)
     with pytest.raises(ValueError, match="thread_id"):
         asyncio.run(GraphMemory(MemoryCompressor(Distiller())).before_model({"messages": start()}))
+
+
+def test_the_example_runs_against_an_openai_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("port 8417 " + "words " * 800)
+    bodies: list[dict[str, Any]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        turn = len(bodies)
+        name, arguments = ("read", {"path": "a.txt"}) if turn < 8 else (RECALL, {"id": "o3"})
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        reply: dict[str, Any] = {"role": "assistant", "content": "It is 8417."}
+        if turn < 9:
+            call = {"id": f"c{turn}", "type": "function", "function": function}
+            reply = {"role": "assistant", "content": None, "tool_calls": [call]}
+        num_tokens = len(json.dumps(bodies[-1]["messages"])) // 4
+        return web.json_response({"choices": [{"message": reply}], "usage": {"prompt_tokens": num_tokens}})
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", answer)
+        async with TestServer(app) as server:
+            path = Path(__file__).parents[2] / "examples" / "compress_loop.py"
+            spec = importlib.util.spec_from_file_location("compress_loop", path)
+            assert spec is not None
+            assert spec.loader is not None
+            example = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(example)
+            monkeypatch.chdir(tmp_path)
+            monkeypatch.setattr("sys.argv", ["compress_loop", "Which port?", "--url", str(server.make_url("/v1"))])
+            await example.main()
+
+    asyncio.run(run())
+    assert "It is 8417." in capsys.readouterr().out
+    assert {"role": "tool", "tool_call_id": "c1", "content": "[o3]"} in bodies[-1]["messages"]
+    assert bodies[-1]["messages"][-1]["content"] == (tmp_path / "a.txt").read_text(), "recalled as it was"
+    assert [tool["function"]["name"] for tool in bodies[0]["tools"]] == ["read", RECALL]
