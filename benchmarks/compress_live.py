@@ -2,8 +2,9 @@
 
     python -m benchmarks.compress_live --trace FILE --out benchmarks/results/compress_live.json
 
-The same recorded sessions with forced replies, whole and with their recorded tool times, on one server after another.
-Turns are paired by session and turn. A swap turn is one whose prompt no longer holds what the prompt before still did.
+The same recorded sessions with forced replies and every message whole, on one server after another. A tool takes
+`--gap-s`: recorded ones take a fraction of a second, in which a GPU computes what takes this engine seconds. Turns are
+paired by session and turn. A swap turn is one whose prompt no longer holds what the prompt before still did.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def main() -> None:
     # The model was trained for 8K positions; with forced replies only the amount of work matters.
     os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
     trace = read_trace(arguments.trace)
-    sessions = chosen(trace, arguments.min_tokens, arguments.max_tokens, arguments.sessions, arguments.seed)
+    sessions = chosen(trace, arguments.max_tokens, arguments.gap_s, arguments.sessions, arguments.seed)
     report: dict[str, Any] = {
         "format": "agentinfer.benchmark.compress_live",
         "version": 1,
@@ -59,7 +61,7 @@ def main() -> None:
         "seed": arguments.seed,
         "sessions": [session.id for session in sessions],
         "live_sessions": arguments.live,
-        "gap_scale": arguments.gap_scale,
+        "gap_s": arguments.gap_s,
         "flags": {name: " ".join(VARIANTS[name]) for name in arguments.variants},
         "common_flags": " ".join(_common_flags(arguments)),
         "conditions": arguments.conditions,
@@ -92,21 +94,25 @@ def main() -> None:
         print(json.dumps({key: value for key, value in row.items() if not isinstance(value, list)}))
 
 
-def chosen(trace: Trace, min_tokens: int, max_tokens: int, count: int, seed: int) -> list[Session]:
-    """Sessions of different tasks whose whole text has so many tokens. Raises SystemExit where there are too few."""
+def chosen(trace: Trace, max_tokens: int, gap_s: float, count: int, seed: int) -> list[Session]:
+    """Sessions of different tasks that grow beyond `max_tokens` of text, without the turns in which they do.
+
+    Raises SystemExit where there are too few.
+    """
     tokenizer = Tokenizer.from_file(str(prepare(MODEL) / "tokenizer.json"))
     sessions = list(trace.sessions)
     random.Random(seed).shuffle(sessions)
     found: dict[str, Session] = {}
     for session in sessions:
-        size = sum(len(tokenizer.encode(reply_text(message)).ids) for message in session.messages)
-        if session.task not in found and min_tokens <= size <= max_tokens:
-            found[session.task] = session
+        sizes = [len(tokenizer.encode(reply_text(message)).ids) for message in session.messages]
+        if session.task in found or sum(sizes) < max_tokens:
+            continue
+        fitting = [turn for turn in session.turns if sum(sizes[: len(turn.prompt) + 1]) <= max_tokens]
+        turns = tuple(replace(turn, gap_s=gap_s) for turn in fitting)
+        found[session.task] = replace(session, turns=turns)
         if len(found) == count:
             return list(found.values())
-    raise SystemExit(
-        f"{trace.name}: {len(found)} tasks have sessions of {min_tokens} to {max_tokens} tokens, not {count}"
-    )
+    raise SystemExit(f"{trace.name}: {len(found)} tasks have sessions above {max_tokens} tokens, not {count}")
 
 
 def rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -179,7 +185,7 @@ async def _replay(arguments: argparse.Namespace, url: str, sessions: Sequence[Se
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)) as http:
         await server_side.flush_cache(http, url)
         request = RequestOptions(MODEL, forced=True, send_hints=True, max_tokens=0, temperature=0.0)
-        loop = LoopOptions(arguments.live, gap_scale=arguments.gap_scale, seed=arguments.seed)
+        loop = LoopOptions(arguments.live, seed=arguments.seed)
         played = await Replay(ChatClient(http, url, clock, 600.0), request, loop, clock, "compress").run(sessions)
         status = await get_json(http, url + "/agentinfer/status") or {}
     summary = measure.summarise(played, has_cache_report=True)
@@ -195,7 +201,9 @@ async def _replay(arguments: argparse.Namespace, url: str, sessions: Sequence[Se
 
 
 def _common_flags(arguments: argparse.Namespace) -> list[str]:
+    # Drafting takes most of the time off the replies, which are the same for all.
     flags = ["--agentinfer-forced-replay", "--enable-cache-report", "--served-model-name", MODEL]
+    flags += ["--speculative-algorithm", "AGENT_SAM"]
     flags += ["--dtype", arguments.dtype, "--context-length", "65536", "--max-running-requests", "8"]
     return [*flags, "--chunked-prefill-size", "1024", "--max-total-tokens", str(arguments.kv_tokens)]
 
@@ -208,9 +216,8 @@ def _arguments() -> argparse.Namespace:
     add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     add("--sessions", type=int, default=3)
     add("--live", type=int, default=1, help="sessions live at once")
-    add("--min-tokens", type=int, default=14_000)
-    add("--max-tokens", type=int, default=22_000)
-    add("--gap-scale", type=float, default=1.0, help="recorded tool times are multiplied by this")
+    add("--max-tokens", type=int, default=12_000, help="a session ends before its text grows beyond this")
+    add("--gap-s", type=float, default=2.0, help="what a tool takes")
     add("--kv-tokens", type=int, default=160_000)
     add("--repeats", type=int, default=2)
     add("--dtype", default="bfloat16")
