@@ -84,7 +84,10 @@ def find_anchors(text: str) -> Iterator[Anchor]:
         if kind == "run":
             for offset, part, part_kind in _judged(found):
                 is_method = part.startswith(".") and text.startswith("(", start + offset + len(part))
-                if not is_method:  # "".join( is no file
+                is_tag = (
+                    part.startswith("/") and "/" not in part[1:] and text[start + offset - 1 : start + offset] == "<"
+                )
+                if not is_method and not is_tag:  # "".join( is no file, nor is </output> a folder
                     yield Anchor(part, start + offset, part_kind)
         elif kind == "url":
             yield Anchor(_trimmed_url(found), start, "url")

@@ -29,6 +29,8 @@ from agentinfer.compress.note import Line, Note
         ("it raised 'timeout' and `segfault` in parse(), don't file(s)", ("timeout", "segfault", "parse")),
         ("12-    x = 1\n13-def run", ("12", "1", "13")),
         ('"".join(parts)', ()),
+        ("<output>words</output> in </testbed/lib>", ("/testbed/lib",)),
+        ("of 1,000, or so", ("1,000",)),
         ("版本是2.20.0号,在foo_bar里", ("2.20.0", "foo_bar")),
         ("Größe_x naïve café", ("Größe_x",)),
         ("1249:    def plot", ("1249",)),
