@@ -146,9 +146,9 @@ def _events(turn: dict[str, Any]) -> str:
     if "swapped" in turn:
         said.append(f"swap, {100 * turn['swapped']['warm_share']:.1f}% warm")
     if "started" in turn:
-        said.append(f"job {turn['started']['job']} starts, {len(turn['started']['taken'])} results")
+        said.append(f"job {turn['started']['job']} starts, results: {len(turn['started']['taken'])}")
     if "note" in turn:
-        said.append(f"note of {len(turn['note']['facts']) + len(turn['note']['dead_ends'])} lines")
+        said.append(f"note, lines: {len(turn['note']['facts']) + len(turn['note']['dead_ends'])}")
     said += [f"{each['how']}: {each['why']}" for each in turn.get("ended", ())]
     return "; ".join(said)
 

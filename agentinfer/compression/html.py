@@ -85,12 +85,16 @@ def _turn_row(turn: TurnFigures) -> str:
         said.append(f"swapped, {100 * turn.warm_share:.1f}% of the prompt warm")
     if outcome.started is not None:
         taken = outcome.started.plan.taken
-        said.append(f"job {outcome.started.job} started: {len(taken)} results, {taken[0].id} to {taken[-1].id}")
+        said.append(f"job {outcome.started.job} started: {_named([each.id for each in taken])} taken out")
     if outcome.note is not None:
-        said.append(f"note ready, {len(outcome.note.lines())} lines")
+        said.append(f"note ready, lines: {len(outcome.note.lines())}")
     said += [f"job ended: {each.how} {each.why}".rstrip() for each in outcome.ended if each.how != "swapped"]
     cells = (str(turn.turn), f"{turn.tokens_before:,}", f"{turn.tokens_after:,}", "; ".join(said))
     return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _named(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
 
 
 def _pairs(history: Sequence[Mapping[str, Any]], active: Composition | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The figures of docs/compress.md, made from the results compress_offline.json and, once it is there, compress_live.json.
+"""The figures of docs/compress.md, made from the results compress_offline.json and, where there, compress_live.json.
 
 python -m benchmarks.compress.document        rewrites the generated part of docs/compress.md
 """
