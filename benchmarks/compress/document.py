@@ -42,8 +42,8 @@ def section(result: Mapping[str, Any], live: Mapping[str, Any] | None) -> str:
         f"Counted by `benchmarks.compress` on recorded sessions, tokens by the {result['token_counts']}, an ideal "
         "prefix cache of each session, notes extracted without a model and there one turn after they were asked for. "
         "Recorded replies stay as they are, so what a shorter memory changes in an agent's behaviour is not in these "
-        "figures. That ours loses no fact is by construction, as every result taken is named; how many are in the "
-        "prompt without reading again is what the notes are worth.",
+        "figures. That ours loses hardly a fact is by construction, as every result taken is named; how many are in "
+        "the prompt without reading again is what the notes are worth.",
         variants,
         *(_group(group, result["long_tokens"]) for group in result["groups"]),
         f"`{result['command']}`",
