@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from agentinfer.compress.memory import Observation, observation_id
@@ -16,7 +17,7 @@ from agentinfer.compress.note import Note
 from agentinfer.compress.payloads import without_payloads
 from agentinfer.compress.plan import Plan
 from agentinfer.compress.settings import Settings
-from agentinfer.messages import EMPTY_DIGEST, Message, chained
+from agentinfer.messages import EMPTY_DIGEST, Conversation, Message, chained
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Composition:
     notes: tuple[Note, ...] = field(repr=False)
     taken: Mapping[int, Observation] = field(repr=False)
 
+    @cached_property
+    def parsed(self) -> tuple[Message, ...]:
+        """`messages` as the estimates of sizes take them."""
+        found = Conversation.from_body("/v1/chat/completions", {"messages": list(self.messages)})
+        assert found is not None, "a composition holds fewer messages than a request may"
+        return found.messages
+
     def applies_to(self, chain: Sequence[bytes]) -> bool:
         """Whether a history with this chain of digests begins with the messages this stands for."""
         return len(chain) >= self.covers and chain[self.covers - 1] == self.digest
@@ -40,6 +48,10 @@ class Composition:
     def applied(self, messages: Sequence[Any]) -> list[Any]:
         """The request's messages with the beginning composed; what follows is the client's, object by object."""
         return [*self.messages, *messages[self.covers :]]
+
+    def sent(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The same of a history's messages in our form."""
+        return (*self.parsed, *messages[self.covers :])
 
 
 def compose(

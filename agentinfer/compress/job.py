@@ -100,8 +100,8 @@ class CompressionJob:
         Starts a job (T0) where one is worth it; a job that is on takes in what the turn added.
         """
         history = (*conversation.messages, reply)
-        composed = _composed(active)
-        self.sizes.observe([*composed, *conversation.messages[active.covers if active else 0 :]], prompt_tokens)
+        own = conversation.messages if active is None else active.sent(conversation.messages)
+        self.sizes.observe(own, prompt_tokens)
         commands = self._give_up_if_late(now_s)
         if self.state in (State.WARMING, State.READY):
             assert self._composition is not None
@@ -148,8 +148,7 @@ class CompressionJob:
         composition = self._composition
         if not composition.applies_to(conversation.chain):
             return None, commands  # another client's turn, or a side request: the job's own client may yet come back
-        rest = conversation.messages[composition.covers :]
-        sizes = [self.sizes.message(message) for message in (*_composed(composition), *rest)]
+        sizes = [self.sizes.message(message) for message in composition.sent(conversation.messages)]
         warm = sum(sizes[: self._warmed_messages])
         self._rounds += 1
         if warm < self._settings.warm_share * sum(sizes) and self._rounds <= self._settings.max_rounds:
@@ -165,7 +164,7 @@ class CompressionJob:
             self._settings,
             already_taken=active.taken if active else (),
             covered=active.covers if active else 0,
-            composed_tokens=self.sizes.messages(_composed(active)) if active else None,
+            composed_tokens=self.sizes.messages(active.parsed) if active else None,
         )
         if plan is None or not is_worth_it(plan, self._settings, kv_price):
             return []
@@ -195,15 +194,6 @@ class CompressionJob:
         self.state = State.IDLE
         self._plan, self._messages, self._base, self._composition = None, (), None, None
         return [ended]
-
-
-def _composed(composition: Composition | None) -> tuple[Message, ...]:
-    """A composition's messages as the estimates take them."""
-    if composition is None:
-        return ()
-    found = Conversation.from_body("/v1/chat/completions", {"messages": list(composition.messages)})
-    assert found is not None
-    return found.messages
 
 
 def _begins_with(history: Sequence[Message], beginning: Sequence[Message]) -> bool:
