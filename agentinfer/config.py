@@ -117,7 +117,7 @@ class SchedulingConfig(Feature):
     scheduling: bool = option(False, "schedule by session with AgentSched (SGLang's --schedule-policy agent)")
     sched_max_wait_s: float | None = option(
         None,
-        "seconds after which a waiting turn runs whatever it costs; by default as few as cost 8% of the engine's time",
+        "seconds after which a waiting turn runs whatever it costs; by default as few as cost 6% of the engine's time",
         low=1,
     )
     sched_prefill_tokens_per_s: float | None = option(
