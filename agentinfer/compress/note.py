@@ -43,13 +43,10 @@ class Note:
     def text(self) -> str:
         """As the agent reads it, among its own thoughts. Empty for an empty note."""
         parts = [
-            _section(
-                "What I saw so far (a result that says only [oN] was taken out; this is what mattered in it)",
-                self.facts,
-            ),
+            _section("Seen ([oN] is a result that was taken out)", self.facts),
             _section("Failed", self.dead_ends),
+            _section("Open", self.open_questions),
         ]
-        parts.append(_section("Open", self.open_questions))
         if self.next_step:
             parts.append(f"Next: {self.next_step}")
         return "\n".join(part for part in parts if part)

@@ -25,7 +25,7 @@ class Settings:
     """
 
     threshold_tokens: int = 5_000
-    min_saving_share: float = 0.1
+    min_saving_share: float = 0.15
     keep_recent_steps: int = 3
     min_observation_tokens: int = 48
     note_share: float = 0.08

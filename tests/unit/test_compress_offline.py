@@ -59,7 +59,7 @@ def test_every_message_of_the_client_is_sent_shortened_or_as_it_came() -> None:
     last = outcomes[-1]
     assert last.active is not None
     assert len(swaps(outcomes)) >= 2, "a second compression builds on the first"
-    sent = [each for each in last.sent if not str(each["content"]).startswith("What I saw so far")]
+    sent = [each for each in last.sent if not str(each["content"]).startswith("Seen ([oN]")]
     assert len(sent) == len(last.prompt)
     for index, (ours, theirs) in enumerate(zip(sent, last.prompt, strict=True)):
         if index in last.active.taken:
