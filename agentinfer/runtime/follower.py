@@ -129,11 +129,11 @@ class TurnFollower:
         try:
             reply = _reply(followed.conversation.api, content_type, raw)
             self._finish(followed, outcome, reply)
-            if self.compression is not None and outcome == "ok":
-                self.compression.turn_ended(followed, reply)
         except Exception:
             logger.exception("agentinfer: a turn of session %s could not be written down", followed.session_id)
             self.table.abandon(followed.turn)
+        else:
+            self._compress(followed, outcome, reply)
         self._tool_times.turn_finished(self.table.get(followed.session_id), outcome)
         if self._channel is not None:
             self._tell(self._channel, followed.session_id, outcome)
@@ -183,6 +183,14 @@ class TurnFollower:
             **({} if self.compression is None else {"compression": self.compression.status()}),
             "record": None if record is None else {"path": str(record.path), "dropped": record.num_dropped},
         }
+
+    def _compress(self, followed: FollowedTurn, outcome: Outcome, reply: Reply) -> None:
+        if self.compression is None or outcome != "ok":
+            return
+        try:
+            self.compression.turn_ended(followed, reply)
+        except Exception:
+            logger.exception("agentinfer: session %s cannot be compressed and keeps its context", followed.session_id)
 
     def _finish(self, followed: FollowedTurn, outcome: Outcome, reply: Reply) -> None:
         turn, usage = followed.turn, followed.usage
