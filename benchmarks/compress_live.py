@@ -2,9 +2,10 @@
 
     python -m benchmarks.compress_live --trace FILE --out benchmarks/results/compress_live.json
 
-The same recorded sessions with forced replies and every message whole, on one server after another. A tool takes
-`--gap-s`: recorded ones take a fraction of a second, in which a GPU computes what takes this engine seconds. Turns are
-paired by session and turn. A swap turn is one whose prompt no longer holds what the prompt before still did.
+The same recorded sessions with forced replies and every message whole, played at the same time on a server a variant,
+so that whatever else the machine does slows them alike; there should be a core for each. A tool takes `--gap-s`:
+recorded ones take a fraction of a second, in which a GPU computes what takes this engine seconds. Turns are paired by
+session and turn. A swap turn is one whose prompt no longer holds what the prompt before still did.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,26 +72,17 @@ def main() -> None:
         "runs": [],
     }
     for repeat in range(arguments.repeats):
-        order = arguments.variants if repeat % 2 == 0 else arguments.variants[::-1]
-        for name in order:
-            load = os.getloadavg()[0]
-            run = {
-                "variant": name,
-                "repeat": repeat,
-                "load_average": round(load, 1),
-                **_play(arguments, name, sessions),
-            }
+        load = round(os.getloadavg()[0], 1)
+        for name, run in asyncio.run(_play(arguments, sessions)).items():
             if run["errors"] or run["forced_mismatches"]:
-                raise SystemExit(
-                    f"{name}: not every reply came out as recorded: {run['errors']}, {run['errors_by_kind']}"
-                )
-            report["runs"].append(run)
-            report["rows"] = rows(report["runs"])
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+                raise SystemExit(f"{name}: not every reply came as recorded: {run['errors']}, {run['errors_by_kind']}")
+            report["runs"].append({"variant": name, "repeat": repeat, "load_average": load, **run})
             print(
                 f"{name:12} session {run['completion_mean_s']:.1f} s  prompt tokens {run['prompt_tokens']:,}",
                 flush=True,
             )
+        report["rows"] = rows(report["runs"])
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     for row in report["rows"]:
         print(json.dumps({key: value for key, value in row.items() if not isinstance(value, list)}))
 
@@ -118,8 +111,8 @@ def chosen(trace: Trace, max_tokens: int, gap_s: float, count: int, seed: int) -
 def rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a variant, over its repeats, and its turns against those of the server without compression.
 
-    `slower_turns_share`: of the turns, how many took longer than their twin by more than a tenth and 50 ms;
-    `noise_share` is the same between two repeats of the server without compression, None with one repeat.
+    `slower_turns_share`: of the turns, how many took longer than their twin by more than a tenth and 50 ms. For the
+    server without compression the twin is that of another repeat, which shows the noise.
     """
     plain = [run for run in runs if run["variant"] == OFF]
     made = []
@@ -135,7 +128,10 @@ def rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ):
             row[key] = statistics.fmean(run[key] for run in own)
         row |= {"warmed_tokens": statistics.fmean(run["compression"].get("warmed_tokens", 0) for run in own)}
-        pairs = [pair for base in plain for run in own if run is not base for pair in paired(base, run)]
+        at_once = [(base, run) for base in plain for run in own if run is not base]
+        if name != OFF:
+            at_once = [(base, run) for base, run in at_once if base["repeat"] == run["repeat"]]
+        pairs = [pair for base, run in at_once for pair in paired(base, run)]
         if pairs:
             row["slower_turns_share"] = statistics.fmean(_is_slower(base, mine) for base, mine in pairs)
             ratios = [mine["latency_s"] / base["latency_s"] for base, mine in pairs]
@@ -174,10 +170,16 @@ def _is_slower(base: dict[str, Any], mine: dict[str, Any]) -> bool:
     return bool(mine["latency_s"] > 1.1 * base["latency_s"] + 0.05)
 
 
-def _play(arguments: argparse.Namespace, name: str, sessions: Sequence[Session]) -> dict[str, Any]:
-    flags = [*_common_flags(arguments), *VARIANTS[name], "--model-path", str(prepare(MODEL, arguments.dtype))]
-    with LiveServer(flags, arguments.log_dir / f"compress_live-{name}.log", arguments.threads) as server:
-        return asyncio.run(_replay(arguments, server.url, sessions))
+async def _play(arguments: argparse.Namespace, sessions: Sequence[Session]) -> dict[str, dict[str, Any]]:
+    model = str(prepare(MODEL, arguments.dtype))
+    with ExitStack() as running:
+        servers = {}
+        for name in arguments.variants:
+            flags = [*_common_flags(arguments), *VARIANTS[name], "--model-path", model]
+            log = arguments.log_dir / f"compress_live-{name}.log"
+            servers[name] = running.enter_context(LiveServer(flags, log, arguments.threads))
+        played = [_replay(arguments, server.url, sessions) for server in servers.values()]
+        return dict(zip(servers, await asyncio.gather(*played), strict=True))
 
 
 async def _replay(arguments: argparse.Namespace, url: str, sessions: Sequence[Session]) -> dict[str, Any]:
@@ -201,9 +203,7 @@ async def _replay(arguments: argparse.Namespace, url: str, sessions: Sequence[Se
 
 
 def _common_flags(arguments: argparse.Namespace) -> list[str]:
-    # Drafting takes most of the time off the replies, which are the same for all.
     flags = ["--agentinfer-forced-replay", "--enable-cache-report", "--served-model-name", MODEL]
-    flags += ["--speculative-algorithm", "AGENT_SAM"]
     flags += ["--dtype", arguments.dtype, "--context-length", "65536", "--max-running-requests", "8"]
     return [*flags, "--chunked-prefill-size", "1024", "--max-total-tokens", str(arguments.kv_tokens)]
 
@@ -213,8 +213,8 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--trace", required=True, help="recorded sessions, as `agentinfer replay` takes them")
     add("--out", type=Path, default=Path("benchmarks/results/compress_live.json"))
-    add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    add("--sessions", type=int, default=3)
+    add("--variants", nargs="+", choices=list(VARIANTS), default=[OFF, "on_payloads"])
+    add("--sessions", type=int, default=2)
     add("--live", type=int, default=1, help="sessions live at once")
     add("--max-tokens", type=int, default=12_000, help="a session ends before its text grows beyond this")
     add("--gap-s", type=float, default=2.0, help="what a tool takes")

@@ -179,7 +179,7 @@ def test_the_page_has_a_row_a_variant(measured: Any) -> None:
         "model": "m",
         "dtype": "bfloat16",
         "live_sessions": 1,
-        "gap_scale": 1.0,
+        "gap_s": 1.0,
         "command": "play",
     }
     shown = document.section(result, live)
