@@ -131,7 +131,7 @@ def _live(live: Mapping[str, Any]) -> list[str]:
     text = (
         f"{len(live['sessions'])} recorded sessions of `{live['trace']['name']}` on live servers with forced replies, "
         f"{live['model']}, {live['dtype']}, {live['live_sessions']} at once on each, all servers at the same time; "
-        f"a tool takes {live['gap_s']:g} s. Turns are paired; a slower turn took a tenth and 50 ms longer than its twin, "
+        f"a tool takes {live['gap_s']:g} s. Turns are paired; a slower one took a tenth and 50 ms more than its twin, "
         "and the row `off`, where there are several runs, says how often that happens without compression."
     )
     return [text, table(heads, map(_live_row, live["rows"])), f"`{live['command']}`{conditions(dict(live))}"]
