@@ -1,0 +1,1 @@
+"""AgentCollab: a small and a large model on one trajectory (paper, section 1)."""

@@ -1,0 +1,99 @@
+"""The progress check: what the model that spoke is asked about its last step, and how its answer is read.
+
+The paper's block (section 1), as a continuation of the same context, so that only the question is prefilled. The answer
+is constrained by the engine's grammar backend, so it always parses; the verdict comes from the probability of TRUE
+where the engine reports one, since a small model that says TRUE too easily still says it with less confidence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentinfer.collab_lang.controller import Verdict
+
+_JUDGE: Final = (
+    "Before anything else, judge your last step. TRUE: it brought the task forward, by a fact that was needed, a "
+    "subgoal that is now done, or a plan that holds. FALSE: it repeated something, failed, drifted, or you are unsure "
+    "what to do next. "
+)
+QUESTION: Final = (
+    _JUDGE + "Answer with this block and nothing else, the reason in 10 to 20 words:\n"
+    "===PROGRESS===\n<reason> ... </reason>\n<value> TRUE or FALSE </value>\n===END_PROGRESS==="
+)
+QUESTION_FOR_VALUE: Final = _JUDGE + "Answer with one word, TRUE or FALSE."
+# What stands in for the results of calls that still run: chat templates want a result after each call.
+PENDING_RESULT: Final = "(still running)"
+
+# A word has at most 24 characters, so that the block ends whatever the model would like to say.
+_WORDS: Final = r"(?:[^\s<>]{1,24} ){9,19}[^\s<>]{1,24}"
+BLOCK_REGEX: Final = (
+    r"===PROGRESS===\n<reason> " + _WORDS + r" </reason>\n<value> (?:TRUE|FALSE) </value>\n===END_PROGRESS==="
+)
+VALUE_REGEX: Final = "(?:TRUE|FALSE)"
+# The longest block: twenty words of 24 characters, at a token for every two, and the frame.
+BLOCK_MAX_TOKENS: Final = 320
+VALUE_MAX_TOKENS: Final = 4
+
+_BLOCK: Final = re.compile(
+    r"===PROGRESS===\s*<reason>(?P<reason>.*?)</reason>\s*<value>\s*(?P<value>TRUE|FALSE)\s*</value>\s*===END_PROGRESS===",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A check's answer: the value as written, the probability of TRUE against FALSE where known, and the reason."""
+
+    is_progress: bool
+    p_true: float | None = None
+    reason: str = ""
+
+
+def question_messages(reply: Mapping[str, Any], question: str) -> list[dict[str, Any]]:
+    """What follows a history when its last step is judged: the reply, results of its calls to come, the question."""
+    calls = reply.get("tool_calls") or []
+    pending = [{"role": "tool", "tool_call_id": call.get("id", ""), "content": PENDING_RESULT} for call in calls]
+    return [dict(reply), *pending, {"role": "user", "content": question}]
+
+
+def read_block(text: str, p_true: float | None = None) -> Judgement | None:
+    """The first block in `text`, or None where there is no whole one."""
+    found = _BLOCK.search(text)
+    if found is None:
+        return None
+    return Judgement(found["value"] == "TRUE", p_true, " ".join(found["reason"].split()))
+
+
+def read_value(text: str, p_true: float | None = None) -> Judgement | None:
+    """A bare TRUE or FALSE, or None for anything else."""
+    word = text.strip()
+    return Judgement(word == "TRUE", p_true) if word in ("TRUE", "FALSE") else None
+
+
+def probability_of_true(alternatives: Iterable[tuple[str, float]]) -> float | None:
+    """P(TRUE) against P(FALSE), from the tokens that could have come where the value begins, with log-probabilities.
+
+    A token counts for the word that it begins: "TR" as well as " TRUE". A word that is not among the likeliest tokens
+    counts as impossible. None where neither is among them.
+    """
+    mass = {"TRUE": 0.0, "FALSE": 0.0}
+    for token, logprob in alternatives:
+        start = token.strip()
+        for word in mass:
+            if start and word.startswith(start):
+                mass[word] += math.exp(logprob)
+    total = sum(mass.values())
+    return mass["TRUE"] / total if total else None
+
+
+def verdict(judgement: Judgement | None, threshold: float) -> Verdict:
+    """What a check says to the controller: the probability against `threshold`, else the value as written."""
+    if judgement is None:
+        return Verdict.MISSING
+    if judgement.p_true is not None:
+        return Verdict.PROGRESS if judgement.p_true >= threshold else Verdict.NO_PROGRESS
+    return Verdict.PROGRESS if judgement.is_progress else Verdict.NO_PROGRESS
