@@ -181,10 +181,10 @@ def _run(server_args: Any, config: AgentInferConfig) -> None:
 
     follow_turns: Callable[[], None] | None = None
     if config.enabled_features:
-        from agentinfer.runtime import http
+        from agentinfer.runtime import installation
 
         model = server_args.served_model_name or server_args.model_path
-        follow_turns = http.install(http_server.app, config, model, aliases=(server_args.model_path,))
+        follow_turns = installation.install(http_server.app, config, model, aliases=(server_args.model_path,))
     http_server.launch_server(server_args, launch_callback=_when_warm(server_args, config, follow_turns))
 
 

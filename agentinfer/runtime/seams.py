@@ -34,7 +34,7 @@ _SEAM_MODULES = (
     "agentinfer.runtime.proof",
     "agentinfer.runtime.lifecycle",
     "agentinfer.runtime.launch",
-    "agentinfer.runtime.http",
+    "agentinfer.runtime.installation",
     "agentinfer.runtime.requests",
     "agentinfer.runtime.scoring",
     "agentinfer.runtime.forced",

@@ -183,5 +183,5 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_a_server_without_scheduling_loads_none_of_it():
-    code = "import sys, agentinfer.runtime.http; sys.exit(any('radix_ext' in name for name in sys.modules))"
+    code = "import sys, agentinfer.runtime.installation; sys.exit(any('radix_ext' in name for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
