@@ -15,7 +15,7 @@ _INSTALLERS = {
     "forced_replay": ("agentinfer.runtime.forced",),
     "speculation": ("agentinfer.runtime.speculation.registration",),
     "scheduling": ("agentinfer.runtime.scheduling.registration",),
-    "compress": ("agentinfer.runtime.compression.engine",),
+    "compress": ("agentinfer.runtime.prefill.engine",),
 }
 
 

@@ -40,7 +40,7 @@ _SEAM_MODULES = (
     "agentinfer.runtime.forced",
     "agentinfer.runtime.speculation.seam_rows",
     "agentinfer.runtime.scheduling.seam_rows",
-    "agentinfer.runtime.compression.engine",
+    "agentinfer.runtime.prefill.engine",
     "agentinfer.runtime.compression.template",
     "agentinfer.runtime.cpu.hooks",
 )

@@ -23,16 +23,16 @@ from agentinfer.compress.store import CompositionStore
 from agentinfer.config import CompressionConfig
 from agentinfer.errors import ConfigError
 from agentinfer.metrics import CompressionMetrics, Metrics
-from agentinfer.runtime.compression import engine, service
+from agentinfer.runtime.compression import service
 from agentinfer.runtime.compression.distilling import Distillers
 from agentinfer.runtime.compression.door import AppDoor, Asked, DoorError
-from agentinfer.runtime.compression.engine import Prompt, Wanted, wanted_prompt
 from agentinfer.runtime.compression.routes import memory_routes
 from agentinfer.runtime.compression.service import CompressionService
 from agentinfer.runtime.compression.template import note_may_be_a_step
-from agentinfer.runtime.compression.warming import Pace, Stride, Warmed, WarmingError, warm
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.http import FollowTurns
+from agentinfer.runtime.prefill.engine import Prompt, Wanted, _stop_at_the_door, wanted_prompt
+from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, WarmingError, warm
 from agentinfer.runtime.turns import current_turn
 from agentinfer.sessions import SessionTable
 from tests.agent_sessions import SYSTEM, assistant, call, tool, user
@@ -164,7 +164,7 @@ def at_the_door(request: Request) -> Wanted:
     token = wanted_prompt.set(wanted)
     try:
         with pytest.raises(ValueError, match="only the prompt"):
-            engine._stop_at_the_door(lambda *_: None, Manager(), request)
+            _stop_at_the_door(lambda *_: None, Manager(), request)
     finally:
         wanted_prompt.reset(token)
     return wanted
@@ -174,7 +174,7 @@ def test_a_request_for_its_prompt_is_stopped_and_any_other_goes_on() -> None:
     wanted = at_the_door(Request(input_ids=[1, 2], lora_path="adapter", extra_key=None))
     assert wanted.prompt is not None
     assert (wanted.prompt.ids, wanted.prompt.identity) == ((1, 2), {"lora_path": "adapter"})
-    assert engine._stop_at_the_door(lambda *arguments: len(arguments), Manager(), Request()) == 3
+    assert _stop_at_the_door(lambda *arguments: len(arguments), Manager(), Request()) == 3
 
 
 def test_a_prompt_of_more_than_text_is_not_warmed() -> None:

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import orjson
 
-from agentinfer.runtime.compression.engine import Prompt, Wanted, wanted_prompt
-from agentinfer.runtime.compression.warming import common_length
 from agentinfer.runtime.exchange import App, Message, Scope
+from agentinfer.runtime.prefill.engine import Prompt, Wanted, wanted_prompt
+from agentinfer.runtime.prefill.warming import common_length
 
 # Of the client's headers, what decides whether and as whom its requests are served.
 _KEPT_HEADERS: Final = (b"authorization", b"host", b"x-smg-routing-key", b"x-data-parallel-rank")

@@ -28,9 +28,9 @@ from agentinfer.compress.store import CompositionStore
 from agentinfer.messages import Conversation, Message, Reply
 from agentinfer.metrics import CompressionMetrics
 from agentinfer.runtime.compression.door import AppDoor, Asked
-from agentinfer.runtime.compression.engine import compute
-from agentinfer.runtime.compression.warming import Pace, Stride, Warmed, warm
 from agentinfer.runtime.exchange import App, Scope
+from agentinfer.runtime.prefill.engine import compute
+from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, warm
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 from agentinfer.runtime.turns import FollowedTurn
 

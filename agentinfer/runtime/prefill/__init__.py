@@ -1,0 +1,1 @@
+"""Computing the KV of prompts that are still to come, in pieces between the turns."""
