@@ -74,7 +74,11 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
     if config.compress.enabled:
         from agentinfer.runtime.compression.routes import memory_routes
 
-        app.include_router(memory_routes(lambda: _compression_of(followers[0])))
+        app.include_router(
+            memory_routes(
+                lambda: _compression_of(followers[0]), lambda session_id: followers[0].table.get(session_id) is not None
+            )
+        )
     app.include_router(session_routes(lambda: followers[0]))
     app.include_router(ranking_routes())
     return is_warm.set

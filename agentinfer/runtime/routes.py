@@ -36,24 +36,25 @@ def session_routes(follower: Callable[[], TurnFollower]) -> APIRouter:
         """One session with its recent turns, each with what the prefix doctor found."""
         view = follower().table.get(session_id)
         if view is None:
-            raise HTTPException(404, _unknown(session_id))
+            raise HTTPException(404, unknown_session(session_id))
         return view.as_dict()
 
     @router.delete("/sessions/{session_id:path}")
     async def close(session_id: str) -> dict[str, Any]:
         """Say that no further turn of this session comes, as `agentinfer.last` does in a request."""
         if not follower().table.close(session_id):
-            raise HTTPException(404, _unknown(session_id))
+            raise HTTPException(404, unknown_session(session_id))
         return {"id": session_id, "state": "finished"}
 
     return router
 
 
-def _summary(view: SessionView) -> dict[str, Any]:
-    return {name: value for name, value in view.as_dict().items() if name != "recent_turns"}
-
-
-def _unknown(session_id: str) -> str:
+def unknown_session(session_id: str) -> str:
+    """What is answered, with status 404, about a session that the server does not have."""
     return (
         f"no session {session_id!r}: never seen, expired, or gave way to newer ones; GET /agentinfer/sessions lists all"
     )
+
+
+def _summary(view: SessionView) -> dict[str, Any]:
+    return {name: value for name, value in view.as_dict().items() if name != "recent_turns"}

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
-from prometheus_client import CollectorRegistry
 
 from agentinfer.clock import ManualClock, SystemClock
 from agentinfer.compress.distiller import Assignment
-from agentinfer.compress.model_distiller import Counts
-from agentinfer.compress.note import Line, Note
-from agentinfer.compress.settings import Settings
-from agentinfer.compress.store import CompositionStore
-from agentinfer.config import CompressionConfig
-from agentinfer.errors import ConfigError
-from agentinfer.metrics import CompressionMetrics, Metrics
-from agentinfer.runtime.compression import service
-from agentinfer.runtime.compression.distilling import Distillers
+from agentinfer.compress.note import Note
 from agentinfer.runtime.compression.door import AppDoor, Asked, DoorError
-from agentinfer.runtime.compression.routes import memory_routes
-from agentinfer.runtime.compression.service import CompressionService
-from agentinfer.runtime.compression.template import note_may_be_a_step
-from agentinfer.runtime.follower import EngineFacts, TurnFollower
-from agentinfer.runtime.http import FollowTurns
 from agentinfer.runtime.prefill.engine import Prompt, Wanted, _stop_at_the_door, wanted_prompt
 from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, WarmingError, warm
 from agentinfer.runtime.turns import current_turn
-from agentinfer.sessions import SessionTable
-from tests.agent_sessions import SYSTEM, assistant, call, tool, user
-
-CHAT = "/v1/chat/completions"
-
+from tests.agent_sessions import assistant, call, user
+from tests.compress_server import Noting, Server
 
 # -- warming ----------------------------------------------------------------------------------------------------------
 
@@ -183,106 +163,6 @@ def test_a_prompt_of_more_than_text_is_not_warmed() -> None:
 
 
 # -- the service, over an app of a few lines ---------------------------------------------------------------------------
-
-
-class Noting:
-    """A distiller of one line a result, or whatever `does`."""
-
-    def __init__(self, does: Callable[[Assignment], Awaitable[Note]] | None = None) -> None:
-        self._does = does
-
-    async def distil(self, assignment: Assignment) -> Note:
-        if self._does is not None:
-            return await self._does(assignment)
-        return Note(facts=tuple(Line(f"fact {each.index}", each.index) for each in assignment.observations))
-
-
-class Server:
-    """The middleware with compression on, around an app that keeps what it got; `computed` are the pieces."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, distiller: Noting | None = None, **settings: Any) -> None:
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.computed: list[int] = []
-        clock = SystemClock()
-        small = {"threshold_tokens": 100, "keep_recent_steps": 1, "warm_share": 0.5}
-        self.compression = CompressionService(
-            Settings(**{**small, **settings}),
-            CompositionStore(1 << 20),
-            lambda door, asked: distiller or Noting(),
-            clock,
-            CompressionMetrics(CollectorRegistry()),
-            Counts(),
-        )
-        self.table = SessionTable(10, 60, clock, lambda: "s", on_gone=lambda gone: self.follower.session_gone(gone))
-        facts = EngineFacts("m", "cpu", 1)
-        metrics = Metrics(CollectorRegistry())
-        self.follower = TurnFollower(self.table, clock, metrics, facts, about={}, compression=self.compression)
-        self.middleware = FollowTurns(self.app, lambda: self.follower, lambda: True, None)
-        self.middleware._follower = self.follower
-        self.compression.serve_through(self.app)
-        self.messages = [SYSTEM, user("Find it.")]
-
-        async def compute(prompt: Prompt, num_tokens: int, session_id: str, now_s: float) -> int:
-            self.computed.append(num_tokens)
-            return 1
-
-        monkeypatch.setattr(service, "compute", compute)
-
-    async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        message = await receive()
-        body = json.loads(message["body"])
-        wanted = wanted_prompt.get()
-        if wanted is not None:
-            wanted.prompt = Prompt(tuple(json.dumps(body["messages"]).encode()), {}, None)
-            status, answer = 400, {"error": "only the prompt"}
-        else:
-            self.got.append(({name.decode(): value.decode() for name, value in scope["headers"]}, message["body"]))
-            followed = current_turn.get()
-            assert followed is not None
-            num_tokens = sum(len(str(each.get("content"))) for each in body["messages"]) // 4
-            followed.observe({"prompt_tokens": num_tokens, "cached_tokens": 0, "completion_tokens": 1, "id": "r"})
-            reply = assistant("", call(f"call_{len(self.messages)}", "look"))
-            status, answer = 200, {"choices": [{"message": reply}]}
-        await send(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
-        )
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
-
-    async def turn(self, **fields: Any) -> bytes:
-        """One turn of the session; the body that its client sent. Its tool has answered when this returns."""
-        raw = json.dumps({"messages": self.messages, "agentinfer": {"session": "s"}, **fields}).encode()
-        incoming = [{"type": "http.request", "body": raw, "more_body": False}]
-        sent: list[Any] = []
-
-        async def receive() -> Any:
-            return incoming.pop(0) if incoming else {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        headers = [(b"content-length", str(len(raw)).encode()), (b"authorization", b"Bearer of it")]
-        await self.middleware({"type": "http", "method": "POST", "path": CHAT, "headers": headers}, receive, send)
-        assert sent[0]["status"] == 200
-        call_id = f"call_{len(self.messages)}"
-        self.messages += [assistant("", call(call_id, "look")), tool(call_id, f"{len(self.messages)} " * 400)]
-        return raw
-
-    async def settle(self) -> None:
-        """Until what runs beside the turns has ended."""
-        while self.compression._tasks:
-            await asyncio.gather(*self.compression._tasks, return_exceptions=True)
-
-    async def turns(self, count: int) -> list[bytes]:
-        sent = []
-        for _ in range(count):
-            sent.append(await self.turn())
-            await self.settle()
-        return sent
-
-    @property
-    def jobs(self) -> dict[str, int]:
-        ends: dict[str, int] = self.compression.status()["jobs"]
-        return ends
 
 
 def test_a_turn_gets_the_shortened_context_with_its_own_length_and_everything_else_as_it_came(monkeypatch) -> None:
@@ -431,46 +311,3 @@ def test_a_prompt_ends_where_the_next_message_begins() -> None:
     assert prompt_after(assistant("see", call("c1"))) == "<user>hi<assistant>see<tool>"
     assert [each["tool_call_id"] for each in asked_for] == ["c1", "c1"]
     assert prompt_after(assistant("done")) == "<user>hi<assistant>done<user>"
-
-
-# -- start and routes --------------------------------------------------------------------------------------------------
-
-
-def joined(messages: Sequence[dict[str, Any]]) -> str:
-    return "\n".join(str(message["content"]) for message in messages)
-
-
-def alternating(messages: Sequence[dict[str, Any]]) -> str:
-    roles = [message["role"] for message in messages]
-    if any(first == second for first, second in itertools.pairwise(roles)):
-        raise ValueError("roles must alternate")
-    return joined(messages)
-
-
-def test_a_template_that_wants_roles_to_alternate_gets_notes_behind_results() -> None:
-    assert note_may_be_a_step(joined) is True
-    assert note_may_be_a_step(alternating) is False
-
-
-def test_a_template_without_tool_results_is_refused_at_the_start() -> None:
-    with pytest.raises(ConfigError, match="renders no tool results"):
-        note_may_be_a_step(lambda messages: joined([each for each in messages if each["role"] != "tool"]))
-
-
-def test_a_model_that_is_no_address_is_refused_with_what_is_expected() -> None:
-    with pytest.raises(ConfigError, match="expected extractive, engine or an address"):
-        Distillers(CompressionConfig(compress_model="gpt"))
-
-
-def test_the_memory_of_a_session_is_served_under_any_name(monkeypatch) -> None:
-    server = Server(monkeypatch)
-    asyncio.run(server.turns(6))
-    app = FastAPI()
-    app.include_router(memory_routes(lambda: server.compression))
-    client = TestClient(app)
-    listed = client.get("/agentinfer/sessions/s/memory").json()
-    assert listed["taken"][0] == {"id": "o3", "tool": "look", "chars": len(server.messages[3]["content"])}
-    assert client.get("/agentinfer/sessions/s/memory/o3").json()["text"] == server.messages[3]["content"]
-    assert client.get("/agentinfer/sessions/s/memory/o999").status_code == 404
-    assert client.get("/agentinfer/sessions/s/memory/3").status_code == 422
-    assert client.get("/agentinfer/sessions/a/b/c/memory").json()["taken"] == []
