@@ -34,9 +34,11 @@ BLOCK_REGEX: Final = (
     r"===PROGRESS===\n<reason> " + _WORDS + r" </reason>\n<value> (?:TRUE|FALSE) </value>\n===END_PROGRESS==="
 )
 VALUE_REGEX: Final = "(?:TRUE|FALSE)"
+_WORDS_OF_VALUE: Final = ("TRUE", "FALSE")
 # The longest block: twenty words of 24 characters, at a token for every two, and the frame.
 BLOCK_MAX_TOKENS: Final = 320
-VALUE_MAX_TOKENS: Final = 4
+# The first token decides: after it the grammar leaves one word only.
+VALUE_MAX_TOKENS: Final = 1
 
 _BLOCK: Final = re.compile(
     r"===PROGRESS===\s*<reason>(?P<reason>.*?)</reason>\s*<value>\s*(?P<value>TRUE|FALSE)\s*</value>\s*===END_PROGRESS===",
@@ -69,25 +71,30 @@ def read_block(text: str, p_true: float | None = None) -> Judgement | None:
 
 
 def read_value(text: str, p_true: float | None = None) -> Judgement | None:
-    """A bare TRUE or FALSE, or None for anything else."""
+    """TRUE, FALSE, or what one of them begins with; None for anything else."""
     word = text.strip()
-    return Judgement(word == "TRUE", p_true) if word in ("TRUE", "FALSE") else None
+    begun = [each for each in _WORDS_OF_VALUE if word and each.startswith(word)]
+    return Judgement(begun[0] == "TRUE", p_true) if begun else None
 
 
 def probability_of_true(alternatives: Iterable[tuple[str, float]]) -> float | None:
     """P(TRUE) against P(FALSE), from the tokens that could have come where the value begins, with log-probabilities.
 
     A token counts for the word that it begins: "TR" as well as " TRUE". A word that is not among the likeliest tokens
-    counts as impossible. None where neither is among them.
+    counts as impossible. None where neither is among them. Only differences between log-probabilities matter, and
+    those that are no finite numbers are left out.
     """
-    mass = {"TRUE": 0.0, "FALSE": 0.0}
-    for token, logprob in alternatives:
-        start = token.strip()
-        for word in mass:
-            if start and word.startswith(start):
-                mass[word] += math.exp(logprob)
-    total = sum(mass.values())
-    return mass["TRUE"] / total if total else None
+    starts = [(token.strip(), logprob) for token, logprob in alternatives if math.isfinite(logprob)]
+    known = [
+        (word, logprob) for start, logprob in starts for word in _WORDS_OF_VALUE if start and word.startswith(start)
+    ]
+    if not known:
+        return None
+    likeliest = max(logprob for _, logprob in known)
+    mass = dict.fromkeys(_WORDS_OF_VALUE, 0.0)
+    for word, logprob in known:
+        mass[word] += math.exp(logprob - likeliest)
+    return mass["TRUE"] / sum(mass.values())
 
 
 def verdict(judgement: Judgement | None, threshold: float) -> Verdict:
