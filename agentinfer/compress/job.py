@@ -129,6 +129,11 @@ class CompressionJob:
             self.state = State.READY
         return []
 
+    def progressed(self, job: int, now_s: float) -> None:
+        """More of what is being computed for `job` is in the cache: it does not hang."""
+        if job == self.number and self.state is State.WARMING:
+            self._since_s = now_s
+
     def failed(self, job: int, why: str) -> list[Command]:
         """What was asked for could not be done; the session stays on its old context."""
         return self._end("failed", why) if job == self.number and self.state is not State.IDLE else []
@@ -186,7 +191,7 @@ class CompressionJob:
         if self.state is State.DISTILLING and waited_s > self._settings.distil_timeout_s:
             return self._end("late", f"no note after {self._settings.distil_timeout_s:g} s")
         if self.state is State.WARMING and waited_s > self._settings.warm_timeout_s:
-            return self._end("late", f"not in the cache after {self._settings.warm_timeout_s:g} s")
+            return self._end("late", f"nothing more in the cache for {self._settings.warm_timeout_s:g} s")
         return []
 
     def _end(self, how: End, why: str = "") -> list[Command]:

@@ -21,7 +21,8 @@ class Settings:
     `take_payloads`: texts of at least `min_payload_chars` in the arguments of old calls are cut too.
 
     `warm_share`: of the swap turn's prompt, what must be in the cache. `max_rounds`: turns that a finished note waits
-    for such a turn, after which it swaps at the next one. `distil_timeout_s` and `warm_timeout_s` end a job that hangs.
+    for such a turn, after which it swaps at the next one. `distil_timeout_s` ends a job that has no note by
+    then, `warm_timeout_s` one of whose context nothing more came into the cache for so long.
     """
 
     threshold_tokens: int = 5_000

@@ -30,7 +30,7 @@ from agentinfer.metrics import CompressionMetrics
 from agentinfer.runtime.compression.door import AppDoor, Asked
 from agentinfer.runtime.exchange import App, Scope
 from agentinfer.runtime.prefill.engine import compute
-from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, warm
+from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, common_length, warm
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 from agentinfer.runtime.turns import FollowedTurn
 
@@ -54,13 +54,12 @@ class _Session:
     warmed: Warmed = field(default_factory=Warmed)
 
     def stop(self) -> None:
-        """Cancels what runs for the job and lets go of what it needed."""
+        """Cancels what runs for the job."""
         current = asyncio.current_task()
         for task in (self.distilling, self.warming):
             if task is not None and task is not current:
                 task.cancel()
         self.distilling = self.warming = None
-        self.history, self.asked, self.warmed = (), None, Warmed()
 
 
 class CompressionService:
@@ -192,7 +191,6 @@ class CompressionService:
         for command in commands:
             match command:
                 case Distil():
-                    session.warmed = Warmed()
                     session.distilling = self._spawn(self._distil(session, command))
                 case Warm():
                     if session.warming is not None:
@@ -200,6 +198,9 @@ class CompressionService:
                     session.warming = self._spawn(self._warm(session, command))
                 case Ended():
                     self._end(session, command)
+        # Only now: the command after an end may be the next job's.
+        if session.job.state is State.IDLE:
+            session.history, session.asked = (), None
 
     def _end(self, session: _Session, ended: Ended) -> None:
         level = logging.INFO if ended.how in ("swapped", "failed", "late") else logging.DEBUG
@@ -208,15 +209,17 @@ class CompressionService:
         self._ends[ended.how] += 1
         self._metrics.job(ended.how)
         session.stop()
+        if ended.how == "swapped":
+            session.warmed = Warmed()  # from now on the turns themselves put it there
         if self._channel is not None:
             self._channel.session_gone(_ahead(session.session_id))
 
     async def _distil(self, session: _Session, command: Distil) -> None:
         job, asked = session.job, session.asked
-        assert asked is not None, "set with the job"
-        distiller = self._choose_distiller(self._inner_app, asked)
-        assignment = assignment_of(command.plan, command.messages, job.sizes.tokens_per_char)
         try:
+            assert asked is not None, "set with the job"
+            distiller = self._choose_distiller(self._inner_app, asked)
+            assignment = assignment_of(command.plan, command.messages, job.sizes.tokens_per_char)
             note = await asyncio.wait_for(distiller.distil(assignment), self._settings.distil_timeout_s)
             commands = job.noted(command.job, note, session.history, self._clock.monotonic_s())
         except Exception as error:
@@ -225,25 +228,31 @@ class CompressionService:
         self._obey(session, commands)
 
     async def _warm(self, session: _Session, command: Warm) -> None:
-        asked, door = session.asked, self._inner_app
-        assert asked is not None, "set with the job"
+        job, asked, door = session.job, session.asked, self._inner_app
         warmed, channel = session.warmed, self._channel
         before = (warmed.computed_tokens, warmed.num_pieces)
         if channel is not None:
             channel.turn_begun()  # the scheduler's time goes on while its pieces wait
         try:
+            assert asked is not None, "set with the job"
             prompt = await door.prompt(asked, command.messages)
             session_id = _ahead(session.session_id)
-            await warm(
-                prompt.ids,
-                warmed,
-                self._pace,
-                self._stride,
-                lambda num_tokens: compute(prompt, num_tokens, session_id, self._clock.monotonic_s()),
-            )
-            commands = session.job.warmed(command.job, len(command.messages))
+
+            async def piece(num_tokens: int) -> int:
+                computed = await compute(prompt, num_tokens, session_id, self._clock.monotonic_s())
+                job.progressed(command.job, self._clock.monotonic_s())
+                return computed
+
+            num_known = 0
+            if not common_length(prompt.ids, warmed.ids):
+                # What the turns themselves have put there: all before the first result that is taken.
+                own = session.history if session.active is None else session.active.sent(session.history)
+                now = await door.prompt(asked, tuple(message.as_openai() for message in own))
+                num_known = common_length(prompt.ids, now.ids)
+            await warm(prompt.ids, warmed, self._pace, self._stride, piece, num_known)
+            commands = job.warmed(command.job, len(command.messages))
         except Exception as error:
-            commands = session.job.failed(command.job, f"{type(error).__name__}: {error}")
+            commands = job.failed(command.job, f"{type(error).__name__}: {error}")
         finally:
             if channel is not None:
                 channel.turn_finished()

@@ -60,8 +60,10 @@ class Pace:
         """Runs `piece` when it may; its result and the seconds it took."""
         async with self._one:
             while (rest_s := self._free_at_s - self._clock.monotonic_s()) > 0 and not self._is_idle.is_set():
+                # Not wait_for: when its own wait is over, it forgets that its caller was cancelled (Python < 3.12).
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_idle.wait(), rest_s)
+                    async with asyncio.timeout(rest_s):
+                        await self._is_idle.wait()
             started_s = self._clock.monotonic_s()
             try:
                 result = await piece()
@@ -95,14 +97,20 @@ class Warmed:
 
 
 async def warm(
-    ids: Sequence[int], warmed: Warmed, pace: Pace, stride: Stride, compute: Callable[[int], Awaitable[int]]
+    ids: Sequence[int],
+    warmed: Warmed,
+    pace: Pace,
+    stride: Stride,
+    compute: Callable[[int], Awaitable[int]],
+    num_known: int = 0,
 ) -> None:
     """Puts the KV of `ids` into the cache; `compute(n)` does so for the first n and says how many it had to compute.
 
-    What `warmed` has of them is left out. Cancelling stops it after the piece that runs. Raises WarmingError where the
-    cache gives up the pieces as fast as they come, and whatever `compute` raises.
+    What `warmed` has of them is left out, and the first `num_known`, which some other prompt has put there. Cancelling
+    stops it after the piece that runs. Raises WarmingError where the cache gives up the pieces as fast as they come,
+    and whatever `compute` raises.
     """
-    done = common_length(ids, warmed.ids)
+    done = max(common_length(ids, warmed.ids), num_known)
     num_evictions = 0
     while done < len(ids):
         end = min(len(ids), done + stride.num_tokens)
