@@ -16,19 +16,17 @@ from tests.compress_server import Noting, Server
 
 
 def test_what_waits_for_the_end_of_a_turn_is_cancelled_at_that_moment() -> None:
-    asked: list[int] = []
-
-    async def compute(num_tokens: int) -> int:
-        asked.append(num_tokens)
-        await asyncio.sleep(0)
-        return 100
-
     async def story() -> bool:
+        has_begun = asyncio.Event()
+
+        async def compute(num_tokens: int) -> int:
+            has_begun.set()
+            return 100
+
         pace = Pace(SystemClock(), duty_share=1e-6)
         pace.turn_begun()
         task = asyncio.create_task(warm(range(100_000), Warmed(), pace, Stride(), compute))
-        while not asked:
-            await asyncio.sleep(0)
+        await has_begun.wait()
         for _ in range(20):
             await asyncio.sleep(0)  # it rests now
         pace.turn_finished()
