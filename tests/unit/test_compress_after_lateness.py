@@ -21,6 +21,7 @@ def test_what_waits_for_the_end_of_a_turn_is_cancelled_at_that_moment() -> None:
 
         async def compute(num_tokens: int) -> int:
             has_begun.set()
+            await asyncio.sleep(0)
             return 100
 
         pace = Pace(SystemClock(), duty_share=1e-6)
