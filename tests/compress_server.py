@@ -61,7 +61,8 @@ class Server:
         facts = EngineFacts("m", "cpu", 1)
         metrics = Metrics(CollectorRegistry())
         self.follower = TurnFollower(self.table, clock, metrics, facts, about={}, compression=self.compression)
-        self.middleware = FollowTurns(self.app, lambda: self.follower, lambda: True, None)
+        self.refused: list[Exception] = []
+        self.middleware = FollowTurns(self.app, lambda: self.follower, lambda: True, None, self.refused.append)
         self.middleware._follower = self.follower
         self.compression.serve_through(self.app)
         self.messages = [SYSTEM, user("Find it.")]

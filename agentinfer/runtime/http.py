@@ -38,12 +38,15 @@ class FollowTurns:
         start: Callable[[], TurnFollower],
         is_open: Callable[[], bool],
         served_models: tuple[str, ...] | None,
+        refuse: Callable[[Exception], None],
     ) -> None:
-        """`served_models` are the names a request may ask for; None lets any pass, as stock SGLang does."""
+        """`served_models` are the names a request may ask for; None lets any pass, as stock SGLang does. `refuse` is
+        told of what `start` raises: the server then ends before its first request."""
         self._app = app
         self._served_models = served_models
         self._start = start
         self._is_open = is_open
+        self._refuse = refuse
         self._follower: TurnFollower | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +62,14 @@ class FollowTurns:
         return scope["method"] == "POST" and scope["path"] in FOLLOWED_PATHS and self._is_open()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._follower = self._start()
+        try:
+            self._follower = self._start()
+        except Exception as error:
+            # Raised from here, it would count as an app that has no start-up, and the server would serve without us.
+            self._refuse(error)
+            await receive()
+            await send({"type": "lifespan.startup.failed"})
+            return
         if self._follower.compression is not None:
             self._follower.compression.serve_through(self._app)
         tasks = [asyncio.create_task(each) for each in self._follower.background()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,13 @@ from agentinfer.metrics import Metrics
 from agentinfer.record import RecordWriter
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.http import FollowTurns
-from agentinfer.runtime.scheduling.channel import SchedulerChannel, connect
+from agentinfer.runtime.scheduling.channel import connect
 from agentinfer.runtime.seams import Seam
 from agentinfer.sessions import SessionTable
 
 if TYPE_CHECKING:
-    from agentinfer.compress.store import CompositionStore
     from agentinfer.radix_ext.latency_file import LatencyFile
+    from agentinfer.runtime.compression.registration import PreparedCompression
     from agentinfer.runtime.compression.service import CompressionService
 
 SEAMS = (
@@ -48,12 +49,25 @@ SEAMS = (
 )
 
 
-def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, ...] = ()) -> Callable[[], None]:
+@dataclass(slots=True)
+class HttpLayer:
+    """What was installed. `follow_turns` is to be called when the server is warm: turns are followed from then on.
+
+    `refused`: why the server ended while it started up, where it did.
+    """
+
+    follow_turns: Callable[[], None]
+    refused: Exception | None = None
+
+    def refuse(self, error: Exception) -> None:
+        self.refused = error
+
+
+def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, ...] = ()) -> HttpLayer:
     """Put the middleware around SGLang's FastAPI `app` and add our routes; must run before the server starts.
 
-    `model` is the served model's name, `aliases` are further ones a request may ask for. Returns what to call when the
-    server is warm: turns are followed from then on. Raises ConfigError or TraceError when the record file cannot be
-    continued.
+    `model` is the served model's name, `aliases` are further ones a request may ask for. Raises ConfigError or
+    TraceError for what can be refused before the engine is there, as a record file that cannot be continued.
     """
     from agentinfer.runtime.ranking import ranking_routes
     from agentinfer.runtime.routes import session_routes
@@ -61,16 +75,17 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
     clock = SystemClock()
     recorder = None if config.record.record is None else _open_record(Path(config.record.record), model, clock)
     latency_file = _open_latency_file(config, clock)
-    compositions = _open_compositions(config)
+    compression = _prepare_compression(config)
     followers: list[TurnFollower] = []
     is_warm = threading.Event()
+    layer = HttpLayer(is_warm.set)
 
     def start() -> TurnFollower:
-        followers[:] = [_follower(config, model, clock, recorder, latency_file, compositions)]
+        followers[:] = [_follower(config, model, clock, recorder, latency_file, compression)]
         return followers[0]
 
     served = (model, *aliases) if config.sessions.check_model else None
-    app.add_middleware(FollowTurns, start=start, is_open=is_warm.is_set, served_models=served)
+    app.add_middleware(FollowTurns, start=start, is_open=is_warm.is_set, served_models=served, refuse=layer.refuse)
     if config.compress.enabled:
         from agentinfer.runtime.compression.routes import memory_routes
 
@@ -81,7 +96,7 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
         )
     app.include_router(session_routes(lambda: followers[0]))
     app.include_router(ranking_routes())
-    return is_warm.set
+    return layer
 
 
 def _follower(
@@ -90,7 +105,7 @@ def _follower(
     clock: Clock,
     recorder: RecordWriter | None,
     latency_file: LatencyFile | None,
-    compositions: CompositionStore | None,
+    compression: PreparedCompression | None,
 ) -> TurnFollower:
     from sglang.srt.runtime_context import get_device, get_schedule
 
@@ -116,27 +131,17 @@ def _follower(
         recorder=recorder,
         channel=channel,
         latency_file=latency_file,
-        compression=_compression(config, compositions, clock, channel),
+        compression=None if compression is None else compression.service(clock, channel),
     )
     return follower
 
 
-def _open_compositions(config: AgentInferConfig) -> CompositionStore | None:
+def _prepare_compression(config: AgentInferConfig) -> PreparedCompression | None:
     if not config.compress.enabled:
         return None
-    from agentinfer.runtime.compression.registration import open_store
+    from agentinfer.runtime.compression.registration import prepare
 
-    return open_store(config.compress)
-
-
-def _compression(
-    config: AgentInferConfig, compositions: CompositionStore | None, clock: Clock, channel: SchedulerChannel | None
-) -> CompressionService | None:
-    if compositions is None:
-        return None
-    from agentinfer.runtime.compression.registration import make_service
-
-    return make_service(config.compress, compositions, clock, channel)
+    return prepare(config.compress)
 
 
 def _compression_of(follower: TurnFollower) -> CompressionService:

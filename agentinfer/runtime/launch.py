@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentinfer import models
 from agentinfer.config import CONFIG_VARIABLE, DISABLE_VARIABLE, AgentInferConfig, add_flags
@@ -21,6 +21,9 @@ from agentinfer.runtime.arguments import (
 from agentinfer.runtime.proof import collect_proof, plugin_obstacle, require_proofs
 from agentinfer.runtime.seams import CORE, Door, Seam, ledger
 from agentinfer.runtime.source_check import installed_sglang
+
+if TYPE_CHECKING:
+    from agentinfer.runtime.installation import HttpLayer
 
 # Exit statuses: 1 the server failed, 2 it was asked for something that cannot be, 3 SGLang is not what we extend.
 EXIT_FAILED, EXIT_REFUSED, EXIT_SEAM = 1, 2, 3
@@ -179,21 +182,25 @@ def _run(server_args: Any, config: AgentInferConfig) -> None:
         return
     from sglang.srt.entrypoints import http_server
 
-    follow_turns: Callable[[], None] | None = None
+    layer: HttpLayer | None = None
     if config.enabled_features:
         from agentinfer.runtime import installation
 
         model = server_args.served_model_name or server_args.model_path
-        follow_turns = installation.install(http_server.app, config, model, aliases=(server_args.model_path,))
-    http_server.launch_server(server_args, launch_callback=_when_warm(server_args, config, follow_turns))
+        layer = installation.install(http_server.app, config, model, aliases=(server_args.model_path,))
+    try:
+        http_server.launch_server(server_args, launch_callback=_when_warm(server_args, config, layer))
+    except SystemExit:  # how the HTTP server says that it could not start up
+        if layer is None or layer.refused is None:
+            raise
+    if layer is not None and layer.refused is not None:
+        raise layer.refused
 
 
-def _when_warm(
-    server_args: Any, config: AgentInferConfig, follow_turns: Callable[[], None] | None
-) -> Callable[[], None]:
+def _when_warm(server_args: Any, config: AgentInferConfig, layer: HttpLayer | None) -> Callable[[], None]:
     def announce() -> None:
-        if follow_turns is not None:
-            follow_turns()
+        if layer is not None:
+            layer.follow_turns()
 
         from sglang.srt.runtime_context import get_device, get_serving
 

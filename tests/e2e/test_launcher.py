@@ -82,3 +82,15 @@ def test_schedulers_behind_a_data_parallel_controller_are_proved_and_end_with_th
     assert "agentinfer ready: " in live.log.read_text()
     assert live.terminate() == 0
     assert "agentinfer: error" not in live.log.read_text()
+
+
+def test_a_template_that_compression_cannot_use_ends_the_launcher_before_the_first_request(tmp_path) -> None:
+    template = tmp_path / "no-tools.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }}{% endif %}{% endfor %}"
+    )
+    status, lines = run("-m", "agentinfer.launch_server", "--enable-compress", "--chat-template", str(template))
+    assert status == 2, "\n".join(lines[-20:])
+    assert lines[-1].startswith("agentinfer: error: --agentinfer-compress: the model's chat template renders no tool")
+    assert "--chat-template" in lines[-1]
+    assert not any("Traceback" in line or line.startswith("agentinfer ready") for line in lines)

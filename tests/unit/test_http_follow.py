@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agentinfer.clock import ManualClock
+from agentinfer.errors import ConfigError
 from agentinfer.messages import Reply, shortened
 from agentinfer.metrics import Metrics
 from agentinfer.runtime.exchange import SHORTEN_AT_BYTES, Exchange
@@ -37,7 +38,10 @@ class Harness:
             self.table, self.clock, Metrics(CollectorRegistry()), EngineFacts("m", "cpu", 1), about={}
         )
         self.is_open = True
-        self.middleware = FollowTurns(app, lambda: self.follower, lambda: self.is_open, served_models)
+        self.refused: list[Exception] = []
+        self.middleware = FollowTurns(
+            app, lambda: self.follower, lambda: self.is_open, served_models, self.refused.append
+        )
         self.middleware._follower = self.follower
         self.sent: list[dict[str, Any]] = []
 
@@ -312,3 +316,26 @@ def test_two_requests_at_once_keep_their_own_turns() -> None:
 
     asyncio.run(both())
     assert seen == {"a": "a", "b": "b"}
+
+
+def test_a_start_that_fails_is_told_and_ends_the_server_before_a_request() -> None:
+    async def app(scope, receive, send) -> None:
+        raise AssertionError("stock SGLang starts up although we do not")
+
+    def fail() -> TurnFollower:
+        raise ConfigError("the template will not do")
+
+    server = Harness(app)
+    server.middleware._start = fail
+    incoming = [{"type": "lifespan.startup"}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return incoming.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(server.middleware({"type": "lifespan"}, receive, send))
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert [str(error) for error in server.refused] == ["the template will not do"]

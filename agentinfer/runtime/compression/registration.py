@@ -1,7 +1,8 @@
-"""From a configuration to the service, for a server that has been set up but does not serve yet."""
+"""From a configuration to the service, in two steps: before the engine is loaded, and when it is there."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from agentinfer.clock import Clock
@@ -15,32 +16,37 @@ from agentinfer.runtime.compression.template import engine_render, note_may_be_a
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 
 
-def open_store(config: CompressionConfig) -> CompositionStore:
-    """Raises ConfigError for a folder that cannot be used."""
+@dataclass(frozen=True, slots=True)
+class PreparedCompression:
+    """What can be made, or refused, before there is an engine."""
+
+    config: CompressionConfig
+    store: CompositionStore
+    distillers: Distillers
+
+    def service(self, clock: Clock, channel: SchedulerChannel | None) -> CompressionService:
+        """For an engine that is there. Raises ConfigError where its chat template renders no tool results."""
+        from sglang.srt.entrypoints.http_server import get_global_state
+
+        is_step = note_may_be_a_step(engine_render(get_global_state().tokenizer_manager.tokenizer))
+        return CompressionService(
+            settings=Settings(
+                threshold_tokens=self.config.compress_threshold_tokens,
+                keep_recent_steps=self.config.compress_keep_steps,
+                take_payloads=self.config.compress_payloads,
+                note_is_step=is_step,
+                distil_timeout_s=self.config.compress_timeout_s,
+            ),
+            store=self.store,
+            choose_distiller=self.distillers.for_client,
+            counts=self.distillers.counts,
+            clock=clock,
+            metrics=CompressionMetrics(),
+            channel=channel,
+        )
+
+
+def prepare(config: CompressionConfig) -> PreparedCompression:
+    """Raises ConfigError for a folder that cannot be used, and for an impossible model."""
     folder = None if config.compress_store is None else Path(config.compress_store)
-    return CompositionStore(config.compress_store_mb << 20, folder)
-
-
-def make_service(
-    config: CompressionConfig, store: CompositionStore, clock: Clock, channel: SchedulerChannel | None
-) -> CompressionService:
-    """Raises ConfigError where the engine's chat template renders no tool results, and for an impossible model."""
-    from sglang.srt.entrypoints.http_server import get_global_state
-
-    distillers = Distillers(config)
-    is_step = note_may_be_a_step(engine_render(get_global_state().tokenizer_manager.tokenizer))
-    return CompressionService(
-        settings=Settings(
-            threshold_tokens=config.compress_threshold_tokens,
-            keep_recent_steps=config.compress_keep_steps,
-            take_payloads=config.compress_payloads,
-            note_is_step=is_step,
-            distil_timeout_s=config.compress_timeout_s,
-        ),
-        store=store,
-        choose_distiller=distillers.for_client,
-        counts=distillers.counts,
-        clock=clock,
-        metrics=CompressionMetrics(),
-        channel=channel,
-    )
+    return PreparedCompression(config, CompositionStore(config.compress_store_mb << 20, folder), Distillers(config))
