@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agentinfer.config import (
+    DISABLE_VARIABLE,
     AgentInferConfig,
+    CollabConfig,
     CompressionConfig,
     ResolvedConfig,
     add_flags,
@@ -35,8 +37,14 @@ _EMBEDDED_DTYPES = {"float": "float32", "float32": "float32", "half": "float16",
 
 _CONFIG_FLAG = "--config"
 
-# Shorter words for switches of ours.
-_ALIASES = {"--enable-compress": CompressionConfig.switch().flag}
+# Shorter words for switches of ours, on the command line and, without the dashes, in the file.
+_ALIASES: Mapping[str, str] = {
+    "--enable-compress": CompressionConfig.switch().flag,
+    "--small-model-path": CollabConfig.switch().flag,
+    "--small-model": CollabConfig.switch().flag,
+    "--small-base-url": CollabConfig.switch().flag,
+    "--large-base-url": all_options()["collab_large_base_url"].flag,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +75,10 @@ def split_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Comma
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = QuietParser().error  # type: ignore[method-assign]
     add_flags(parser)
-    flags, rest = parser.parse_known_args([_ALIASES.get(word, word) for word in argv])
+    flags, rest = parser.parse_known_args([_unaliased(word) for word in argv])
     rest = list(_with_separate_config_value(rest))
     file_name = _config_file(rest)
-    content = {} if file_name is None else _read_yaml(file_name)
+    content = {} if file_name is None else _with_whole_keys(_read_yaml(file_name), file_name)
     ours = {key: value for key, value in content.items() if is_our_key(key)}
     theirs = {key: value for key, value in content.items() if not is_our_key(key)}
     named = [each for each in NAMED_FEATURES if each.is_named(rest, theirs)]
@@ -79,7 +87,13 @@ def split_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Comma
     gone = [each for each in named if each.must_go(resolved)]
     for each in gone:
         rest, theirs = each.without(rest, theirs)
-    return CommandLine(resolved, tuple(rest), theirs, file_is_shared=file_name is not None and bool(ours or gone))
+    is_our_file = bool(ours or gone)
+    if resolved.sources[CollabConfig.switch().name] == DISABLE_VARIABLE:
+        from agentinfer.runtime.collab.role_flags import for_large_alone
+
+        rest, alone = for_large_alone(rest, theirs)
+        theirs, is_our_file = alone, is_our_file or alone != theirs
+    return CommandLine(resolved, tuple(rest), theirs, file_is_shared=file_name is not None and is_our_file)
 
 
 def engine_options_given(line: CommandLine, parser: QuietParser) -> dict[str, object]:
@@ -174,6 +188,11 @@ def engine_command_line(line: CommandLine, extra: Sequence[str]) -> Iterator[lis
         yield argv
 
 
+def _unaliased(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return _ALIASES.get(flag, flag) + equals + value
+
+
 def _flag(destination: str) -> str:
     return "--" + destination.replace("_", "-")
 
@@ -194,6 +213,16 @@ def _config_file(argv: Sequence[str]) -> str | None:
     if argv.count(_CONFIG_FLAG) > 1 or index + 1 == len(argv):
         raise ConfigError(f"{_CONFIG_FLAG}: expected one file, given once")
     return argv[index + 1]
+
+
+def _with_whole_keys(content: Mapping[str, Any], file_name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        whole = _ALIASES.get("--" + key.replace("_", "-"), "--" + key).removeprefix("--")
+        if whole in found or (whole != key and whole in content):
+            raise ConfigError(f"{file_name}: {key} is another word for {whole}, which is there too: leave one out")
+        found[whole] = value
+    return found
 
 
 def _read_yaml(file_name: str) -> dict[str, Any]:

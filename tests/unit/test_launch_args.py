@@ -222,6 +222,17 @@ def test_config_file_without_keys_of_ours_is_handed_on_as_it_is(tmp_path: Path) 
         assert engine_argv == ["--config", str(path), "--port", "8"]
 
 
+@pytest.mark.parametrize("key", ["enable-compress", "enable_compress", "agentinfer-compress"])
+def test_compression_is_switched_by_its_short_key_too(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"{key}: true\nport: 7\n")
+    line = split_command_line(["--config", str(path)], {})
+    assert line.resolved.config.compress.enabled
+    assert line.resolved.sources["compress"] == f"agentinfer-compress in {path}"
+    assert line.engine_file == {"port": 7}
+    assert line.file_is_shared
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -230,6 +241,9 @@ def test_config_file_without_keys_of_ours_is_handed_on_as_it_is(tmp_path: Path) 
         ("a.yaml", "a: [", "cannot be read"),
         ("a.yaml", "agentinfer-sesions: true", "Did you mean agentinfer-sessions"),
         ("a.yaml", "agentinfer-max-sessions: 0", "agentinfer-max-sessions in"),
+        ("a.yaml", "enable-compress: perhaps", "agentinfer-compress in"),
+        ("a.yaml", "enable-compress: true\nagentinfer-compress: true", "another word for agentinfer-compress"),
+        ("a.yaml", "enable-compress: true\nenable_compress: true", "another word for agentinfer-compress"),
     ],
 )
 def test_bad_config_file_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
