@@ -45,7 +45,7 @@ class Phase(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why the model of a state speaks next."""
+    """Why the model of a state speaks next, or why nobody does."""
 
     OPENING = "opening"
     WARM_UP = "warm_up"
@@ -57,6 +57,9 @@ class Reason(StrEnum):
     IN_BURST = "in_burst"
     RECOVERED = "recovered"
     BUDGET_SPENT = "budget_spent"
+    # Nobody speaks next.
+    FINAL_ANSWER = "final_answer"
+    STEPS_SPENT = "steps_spent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,10 @@ def after_step(state: State, verdict: Verdict, settings: CollabSettings, is_fina
         raise ValueError(f"the trajectory ended at step {state.steps}; no step can follow")
     state = replace(state, steps=state.steps + 1)
     is_doubted = state.phase is Phase.WARM_UP and verdict is Verdict.NO_PROGRESS
-    is_spent = settings.max_steps is not None and state.steps >= settings.max_steps
-    if (is_final and not is_doubted) or is_spent:
-        return replace(state, is_over=True)
+    if is_final and not is_doubted:
+        return replace(state, is_over=True, reason=Reason.FINAL_ANSWER)
+    if settings.max_steps is not None and state.steps >= settings.max_steps:
+        return replace(state, is_over=True, reason=Reason.STEPS_SPENT)
     if state.phase is Phase.WARM_UP:
         if state.steps < settings.warm_up_steps:
             return replace(state, reason=Reason.WARM_UP)
