@@ -158,6 +158,58 @@ class CompressionConfig(Feature):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CollabConfig(Feature):
+    """AgentCollab: a large and a small model, an engine each, that serve as one model behind one port."""
+
+    feature: ClassVar[str] = "collab"
+    summary: ClassVar[str] = (
+        "Serve a second, smaller model beside the first and a model `collab` that both speak for. Any flag as "
+        "--large-FLAG or --small-FLAG is for one of the two engines."
+    )
+
+    collab: str | None = option(
+        None,
+        "serve this small model as well: its path, or the base URL of a server that has it; the same as "
+        "--small-model-path and --small-base-url",
+        metavar="PATH",
+    )
+    collab_large_base_url: str | None = option(
+        None, "a server that has the large model, none is started; the same as --large-base-url", metavar="URL"
+    )
+    collab_model_name: str = option("collab", "the name of the model that both speak for")
+    collab_warm_up_steps: int = option(2, "steps of a session that the large model takes first", low=0, high=1_000)
+    collab_burst_first: int = option(
+        2, "steps that the large model takes at most when it is called in first", low=1, high=1_000
+    )
+    collab_burst_growth: int = option(
+        2, "steps more after each time it was called in and got nowhere", low=0, high=1_000
+    )
+    collab_burst_max: int = option(6, "steps at most, however often it was called in", low=1, high=1_000)
+    collab_threshold: float = option(0.5, "a step counts as progress from this probability of TRUE", low=0, high=1)
+    collab_threshold_file: str | None = option(
+        None, "take the threshold from this file, which `agentinfer collab calibrate` writes", metavar="FILE"
+    )
+    collab_check: str = option(
+        "block",
+        "how a model is asked whether its step made progress: the paper's block with a reason, the verdict alone, off",
+        choices=("block", "verdict", "off"),
+    )
+    collab_warm: bool = option(True, "let the model that is silent read ahead while a tool runs")
+    collab_kv_share: float | None = option(
+        None,
+        "of a GPU's KV memory, the large model's share where both are on it; by default both hold as many tokens",
+        low=0.05,
+        high=0.95,
+    )
+    collab_small_cores: int | None = option(
+        None,
+        "cores that the small engine computes with where there is no GPU; by default half of them",
+        low=1,
+        high=1024,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class AgentInferConfig:
     """All features' settings. Raises ConfigError when an enabled feature lacks one that it needs."""
 
@@ -167,6 +219,7 @@ class AgentInferConfig:
     speculation: SpeculationConfig = SpeculationConfig()
     scheduling: SchedulingConfig = SchedulingConfig()
     compress: CompressionConfig = CompressionConfig()
+    collab: CollabConfig = CollabConfig()
 
     def __post_init__(self) -> None:
         enabled = self.enabled_features
@@ -227,6 +280,7 @@ FEATURES: Mapping[str, type[Feature]] = {
         SpeculationConfig,
         SchedulingConfig,
         CompressionConfig,
+        CollabConfig,
     )
 }
 
