@@ -16,7 +16,7 @@ def test_the_engines_grammar_backend_agrees_on_what_the_regexes_allow() -> None:
     xgrammar = pytest.importorskip("xgrammar")
     from xgrammar.testing import _is_grammar_accept_string
 
-        block = xgrammar.Grammar.from_regex(BLOCK_REGEX)
+    block = xgrammar.Grammar.from_regex(BLOCK_REGEX)
     value = xgrammar.Grammar.from_regex(VALUE_REGEX)
     reason = " ".join(f"word{place}," for place in range(12))
     said = {
