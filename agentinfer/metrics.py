@@ -98,6 +98,23 @@ RECORD_DROPPED: Final = MetricSpec(
     "agentinfer_record_dropped_lines_total", "counter", "Lines of the session record that could not be written."
 )
 
+RANK_REQUESTS: Final = MetricSpec(
+    "agentinfer_rank_requests_total",
+    "counter",
+    "Requests to rank search results, by who judged: model, words, fallback (words, as the model failed) or refused.",
+    ("judge",),
+)
+RANK_RESULTS: Final = MetricSpec(
+    "agentinfer_rank_results_total", "counter", "Search results that were ranked, kept or dropped.", ("verdict",)
+)
+RANK_LATENCY: Final = MetricSpec(
+    "agentinfer_rank_seconds",
+    "histogram",
+    "Seconds that a ranking took, its wait for the engine included.",
+    ("judge",),
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120),
+)
+
 SPEC_STEPS: Final = MetricSpec("agentinfer_spec_steps_total", "counter", "Decode steps of the speculative worker.")
 SPEC_DRAFTED: Final = MetricSpec(
     "agentinfer_spec_drafted_tokens_total",
@@ -169,6 +186,66 @@ COMPRESS_DROPPED: Final = MetricSpec(
     "Lines of a model's notes that were left out because their source does not bear them out.",
 )
 
+COLLAB_STEPS: Final = MetricSpec(
+    "agentinfer_collab_steps_total", "counter", "Steps of the pair, by who spoke and why.", ("model", "reason")
+)
+COLLAB_VERDICTS: Final = MetricSpec(
+    "agentinfer_collab_verdicts_total",
+    "counter",
+    "What the next step's speaker was decided by: progress, no_progress or missing.",
+    ("model", "verdict"),
+)
+COLLAB_CHECKS: Final = MetricSpec(
+    "agentinfer_collab_checks_total",
+    "counter",
+    "Progress checks, by how they ended: judged, unreadable, failed, or cancelled since of no more use.",
+    ("model", "end"),
+)
+COLLAB_LATE: Final = MetricSpec(
+    "agentinfer_collab_late_verdicts_total", "counter", "Verdicts that came after the next step had begun."
+)
+COLLAB_CHECK: Final = MetricSpec(
+    "agentinfer_collab_check_seconds",
+    "histogram",
+    "Seconds that a progress check took, beside the agent's tool.",
+    ("model",),
+    _LATENCY_BUCKETS_S,
+)
+COLLAB_P_TRUE: Final = MetricSpec(
+    "agentinfer_collab_progress_ratio",
+    "histogram",
+    "The probability of progress that a check gave.",
+    ("model",),
+    (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
+)
+COLLAB_SWITCHES: Final = MetricSpec(
+    "agentinfer_collab_switches_total", "counter", "Steps that another model spoke than the one before.", ("to",)
+)
+COLLAB_SWITCH_TOKENS: Final = MetricSpec(
+    "agentinfer_collab_switch_tokens_total",
+    "counter",
+    "Prompt tokens that switches needed and had not seen: there ahead of the turn, or computed within it.",
+    ("source",),
+)
+COLLAB_AHEAD: Final = MetricSpec(
+    "agentinfer_collab_prefills_total",
+    "counter",
+    "Prompts that the silent model was to compute ahead, by how that ended: done, cancelled by the next turn, failed.",
+    ("model", "end"),
+)
+COLLAB_AHEAD_TOKENS: Final = MetricSpec(
+    "agentinfer_collab_prefilled_tokens_total", "counter", "Prompt tokens computed ahead of a turn.", ("model",)
+)
+COLLAB_FAILOVERS: Final = MetricSpec(
+    "agentinfer_collab_failovers_total",
+    "counter",
+    "Turns that lost the engine of a model, before it said a word or in the middle of its reply.",
+    ("model", "when"),
+)
+COLLAB_UP: Final = MetricSpec(
+    "agentinfer_collab_engine_up", "gauge", "Whether a model's engine is up: 1 or 0.", ("model",)
+)
+
 METRICS: Final = (
     TURNS,
     TURN_TTFT,
@@ -185,6 +262,8 @@ METRICS: Final = (
     RECORD_DROPPED,
 )
 
+RANKING_METRICS: Final = (RANK_REQUESTS, RANK_RESULTS, RANK_LATENCY)
+
 # Only where scheduling is on.
 SCHEDULING_METRICS: Final = (
     SCHED_SESSIONS,
@@ -199,6 +278,22 @@ SCHEDULING_METRICS: Final = (
 
 # Only where compression is on.
 COMPRESSION_METRICS: Final = (COMPRESS_JOBS, COMPRESS_SAVED, COMPRESS_WARMED, COMPRESS_DROPPED)
+
+# Kept by the process in front of the two engines.
+COLLAB_METRICS: Final = (
+    COLLAB_STEPS,
+    COLLAB_VERDICTS,
+    COLLAB_CHECKS,
+    COLLAB_LATE,
+    COLLAB_CHECK,
+    COLLAB_P_TRUE,
+    COLLAB_SWITCHES,
+    COLLAB_SWITCH_TOKENS,
+    COLLAB_AHEAD,
+    COLLAB_AHEAD_TOKENS,
+    COLLAB_FAILOVERS,
+    COLLAB_UP,
+)
 
 # Kept by the scheduler's process, and only where speculation is on.
 SPECULATION_METRICS: Final = (SPEC_STEPS, SPEC_DRAFTED, SPEC_ACCEPTED, SPEC_WIDTH, SPEC_DRAFT)
@@ -330,6 +425,73 @@ class CompressionMetrics:
         self._dropped = total
 
 
+class RankingMetrics:
+    """The live metrics of `POST /agentinfer/rank`, for the process that serves HTTP. Build it once a registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._live = _live(RANKING_METRICS, registry)
+
+    def ranked(self, judge: str, num_results: int, num_kept: int, seconds: float) -> None:
+        """Count a ranking and its results."""
+        self._live[RANK_REQUESTS.name].labels(judge=judge).inc()
+        self._live[RANK_RESULTS.name].labels(verdict="kept").inc(num_kept)
+        self._live[RANK_RESULTS.name].labels(verdict="dropped").inc(num_results - num_kept)
+        self._live[RANK_LATENCY.name].labels(judge=judge).observe(seconds)
+
+    def refused(self) -> None:
+        """Count a request that could not be understood."""
+        self._live[RANK_REQUESTS.name].labels(judge="refused").inc()
+
+
+class CollabMetrics:
+    """The live metrics of the pair, for the process in front of its engines. As `Metrics`, build it once a registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._live = _live(COLLAB_METRICS, registry)
+
+    def step(self, model: str, reason: str) -> None:
+        """Count a step that was spoken."""
+        self._live[COLLAB_STEPS.name].labels(model=model, reason=reason).inc()
+
+    def verdict(self, model: str, verdict: str) -> None:
+        """Count what a step was judged by."""
+        self._live[COLLAB_VERDICTS.name].labels(model=model, verdict=verdict).inc()
+
+    def check(self, model: str, end: str, took_s: float) -> None:
+        """Count a check that ended."""
+        self._live[COLLAB_CHECKS.name].labels(model=model, end=end).inc()
+        if end == "judged":
+            self._live[COLLAB_CHECK.name].labels(model=model).observe(took_s)
+
+    def judged(self, model: str, p_true: float | None, is_late: bool) -> None:
+        """Count a check's verdict, with its probability of progress where there is one."""
+        if p_true is not None:
+            self._live[COLLAB_P_TRUE.name].labels(model=model).observe(p_true)
+        if is_late:
+            self._live[COLLAB_LATE.name].inc()
+
+    def switch(self, to: str, unseen_tokens: int, computed_tokens: int) -> None:
+        """Count a switch, and what its first turn found of the tokens that the model had not seen."""
+        self._live[COLLAB_SWITCHES.name].labels(to=to).inc()
+        tokens = self._live[COLLAB_SWITCH_TOKENS.name]
+        tokens.labels(source="ahead").inc(unseen_tokens - computed_tokens)
+        tokens.labels(source="computed").inc(computed_tokens)
+
+    def warmed(self, model: str, end: str, computed_tokens: int) -> None:
+        """Count a prompt that was to be computed ahead."""
+        self._live[COLLAB_AHEAD.name].labels(model=model, end=end).inc()
+        self._live[COLLAB_AHEAD_TOKENS.name].labels(model=model).inc(computed_tokens)
+
+    def failover(self, lost: str, is_mid_reply: bool) -> None:
+        """Count a turn that lost its engine."""
+        when = "mid_reply" if is_mid_reply else "before_reply"
+        self._live[COLLAB_FAILOVERS.name].labels(model=lost, when=when).inc()
+
+    def engine_up(self, model: str, is_up: bool) -> None:
+        """Take over whether an engine is up."""
+        self._live[COLLAB_UP.name].labels(model=model).set(int(is_up))
+
+
 _SCHEDULING_GAUGES: Final = (
     (SCHED_WAITING, "waiting"),
     (SCHED_PRICE, "price"),
@@ -343,7 +505,7 @@ _SCHEDULING_GAUGES: Final = (
 def markdown_table() -> str:
     """The metrics as the Markdown table of docs/metrics.md, which a test holds equal to this."""
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for spec in (*METRICS, *SCHEDULING_METRICS, *COMPRESSION_METRICS, *SPECULATION_METRICS):
+    for spec in (*METRICS, *RANKING_METRICS, *SCHEDULING_METRICS, *COMPRESSION_METRICS, *COLLAB_METRICS, *SPECULATION_METRICS):
         labels = ", ".join(f"`{label}`" for label in spec.labels) or "–"
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter, HTTPException, Request
@@ -18,7 +18,11 @@ from agentinfer.clock import SystemClock
 from agentinfer.compress.search import Ranking, SearchInputError, SearchSettings, rank, read_results
 from agentinfer.compress.search.results import described
 from agentinfer.errors import ConfigError
+from agentinfer.metrics import RankingMetrics
 from agentinfer.runtime.scoring import EngineScorer, engine_labels, served_manager
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +37,20 @@ _SETTINGS = frozenset(("threshold", "min_keep", "top_k"))
 _FIELDS = _SETTINGS | {"query", "results", "model", "timeout_s"}
 
 
-def ranking_routes(manager: Callable[[], Any] | None = None) -> APIRouter:
-    """The route over SGLang's tokenizer manager, by default that of the server in this process."""
+def ranking_routes(manager: Callable[[], Any] | None = None, registry: CollectorRegistry | None = None) -> APIRouter:
+    """The route over SGLang's tokenizer manager, by default that of the server in this process.
+
+    `registry`: where its metrics live, by default in the client library's own.
+    """
     tokenizer_manager = manager or served_manager
-    engine = EngineScorer(tokenizer_manager, SystemClock())
+    clock = SystemClock()
+    engine = EngineScorer(tokenizer_manager, clock)
+    built: list[RankingMetrics] = []
 
     @contextlib.asynccontextmanager
     async def said_at_start(app: Any) -> AsyncIterator[None]:
+        # Not before: the server sets the folder of multi-process metrics while it is set up.
+        built[:] = [RankingMetrics(registry)]
         try:
             engine_labels(tokenizer_manager())
         except Exception as error:
@@ -52,14 +63,27 @@ def ranking_routes(manager: Callable[[], Any] | None = None) -> APIRouter:
     @router.post("/rank")
     async def rank_results(request: Request) -> dict[str, Any]:
         """Which results to keep, in which order, and why; see agentinfer/compress/search/README.md."""
-        body = _read(await request.body())
+        raw = await request.body()
+        begun_s = clock.monotonic_s()
         try:
-            ranking = await _rank(body, engine)
+            ranking = await _rank(_read(raw), engine)
+        except HTTPException:
+            built[0].refused()
+            raise
         except (SearchInputError, ConfigError) as error:
+            built[0].refused()
             raise HTTPException(422, str(error)) from None
+        took_s = clock.monotonic_s() - begun_s
+        built[0].ranked(_judge(ranking), len(ranking.verdicts), len(ranking.kept), took_s)
         return ranking.as_dict()
 
     return router
+
+
+def _judge(ranking: Ranking) -> str:
+    if ranking.is_by_model:
+        return "model"
+    return "words" if ranking.model_failure is None else "fallback"
 
 
 def _read(raw: bytes) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_by_words_the_answer_is_first_and_what_shares_no_word_goes(server: LiveS
     assert body["results"][3]["reason"] == "duplicate"
     assert body["results"][3]["duplicate_of"] == 0
     assert body["is_by_model"] is False
+    assert 'agentinfer_rank_requests_total{judge="words"}' in server.get("/metrics")
     assert body["savings"]["chars_after"] < body["savings"]["chars_before"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agentinfer.metrics import METRICS, OTHER, Metrics, markdown_table
+from agentinfer.metrics import METRICS, OTHER, RANKING_METRICS, Metrics, markdown_table
 from agentinfer.sessions import SESSION_STATES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -26,7 +26,7 @@ def metrics(registry):
     return Metrics(registry, max_label_values=2)
 
 
-@pytest.mark.parametrize("spec", METRICS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*METRICS, *RANKING_METRICS], ids=lambda spec: spec.name)
 def test_every_name_carries_prefix_and_unit(spec):
     assert spec.name.startswith("agentinfer_")
     assert spec.name.endswith(SUFFIXES[spec.kind])

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from agentinfer.clock import ManualClock
 from agentinfer.compress.search import ScorerError
@@ -64,10 +65,10 @@ class Engine:
         return EngineScorer(lambda: self, self.clock)
 
 
-def send(engine: Engine, body: dict[str, Any]) -> httpx.Response:
+def send(engine: Engine, body: dict[str, Any], registry: CollectorRegistry | None = None) -> httpx.Response:
     """The answer of a server that starts, ranks and stops."""
     app = FastAPI()
-    app.include_router(ranking_routes(lambda: engine))
+    app.include_router(ranking_routes(lambda: engine, registry or CollectorRegistry()))
 
     async def exchange() -> httpx.Response:
         transport = httpx.ASGITransport(app)
@@ -193,3 +194,33 @@ def test_bad_fields_are_named(fields: dict[str, Any], said: str) -> None:
     answer = send(Engine(), {"query": "q", "results": [], **fields})
     assert answer.status_code == 422
     assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields", "judge"),
+    [
+        (Engine(), {}, "words"),
+        (Engine(), {"model": True, "top_k": 2}, "model"),
+        (Engine(error=RuntimeError("out of memory")), {"model": True}, "fallback"),
+        (Engine(), {"top_k": 0}, "refused"),
+        (Engine(), {"results": None}, "refused"),
+    ],
+    ids=["words", "model", "fallback", "bad setting", "no results"],
+)
+def test_rankings_are_counted_by_who_judged_and_what_was_kept(
+    engine: Engine, fields: dict[str, Any], judge: str
+) -> None:
+    registry = CollectorRegistry()
+    results = [{"title": "t" * (place + 1)} for place in range(5)]
+    body = {"query": "towers", "results": results, "min_keep": 1, **fields}
+    answer = send(engine, body, registry)
+
+    def value(name: str, **labels: str) -> float:
+        return registry.get_sample_value(f"agentinfer_rank_{name}", labels) or 0.0
+
+    assert value("requests_total", judge=judge) == 1
+    if judge != "refused":
+        kept = len(answer.json()["kept"])
+        assert value("results_total", verdict="kept") == kept
+        assert value("results_total", verdict="dropped") == 5 - kept
+    assert value("seconds_count", judge=judge) == (judge != "refused")
