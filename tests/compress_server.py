@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,7 +16,7 @@ from agentinfer.compress.note import Line, Note
 from agentinfer.compress.settings import Settings
 from agentinfer.compress.store import CompositionStore
 from agentinfer.metrics import CompressionMetrics, Metrics
-from agentinfer.runtime.compression import service
+from agentinfer.runtime.compression import jobs
 from agentinfer.runtime.compression.service import CompressionService
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.http import FollowTurns
@@ -71,7 +70,7 @@ class Server:
             self.computed.append(num_tokens)
             return 1
 
-        monkeypatch.setattr(service, "compute", compute)
+        monkeypatch.setattr(jobs, "compute", compute)
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
@@ -114,8 +113,7 @@ class Server:
 
     async def settle(self) -> None:
         """Until what runs beside the turns has ended."""
-        while self.compression._tasks:
-            await asyncio.gather(*self.compression._tasks, return_exceptions=True)
+        await self.compression.settled()
 
     async def turns(self, count: int) -> list[bytes]:
         sent = []

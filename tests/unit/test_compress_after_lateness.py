@@ -9,7 +9,7 @@ from agentinfer.clock import ManualClock, SystemClock
 from agentinfer.compress.distiller import Assignment
 from agentinfer.compress.note import Line, Note
 from agentinfer.compress.settings import Settings
-from agentinfer.runtime.compression import service
+from agentinfer.runtime.compression import jobs
 from agentinfer.runtime.prefill.engine import Prompt
 from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, warm
 from tests.compress_server import Noting, Server
@@ -77,7 +77,7 @@ def test_a_warming_that_comes_forward_is_not_late(monkeypatch) -> None:
         await asyncio.sleep(0.05)
         return 64
 
-    monkeypatch.setattr(service, "compute", slow)
+    monkeypatch.setattr(jobs, "compute", slow)
 
     async def story() -> None:
         for _ in range(5):
