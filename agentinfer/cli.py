@@ -21,6 +21,7 @@ _COMMANDS = {
     "simulate": ("agentinfer.simulate.cli", "recorded sessions on a simulated engine, under any scheduling policy"),
     "calibrate": ("agentinfer.simulate.cli", "measure what a running server's work takes, for simulate"),
     "compress": ("agentinfer.compression.cli", "what AgentCompress would do to recorded sessions, side by side"),
+    "collab": ("agentinfer.collaboration.cli", "fit when the large model of a pair is called in; show a fitted file"),
     "corpus": ("agentinfer.corpus.cli", "the store of contexts that drafts come from: look, fill, prune, verify"),
     "doctor": ("agentinfer.runtime.doctor", "check versions, device, seams, models and settings; say what to do"),
     "status": ("agentinfer.status", "what a running server says about its agent sessions and their tools"),

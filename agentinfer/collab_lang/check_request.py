@@ -16,6 +16,8 @@ from agentinfer.collab_lang.settings import Check, CollabSettings
 # Ways in which TRUE and FALSE may begin, with a space and without one; OpenAI allows at most 20.
 _ALTERNATIVES: Final = 12
 _VALUE_TAG: Final = "<value>"
+# SGLang fills the list up with tokens that the grammar forbids, at the lowest number that float32 has.
+_IMPOSSIBLE: Final = -1e30
 
 
 def check_body(
@@ -82,10 +84,9 @@ def _alternatives(row: Mapping[str, Any] | None) -> list[tuple[str, float]]:
 
 def _pair(row: object) -> tuple[str, float] | None:
     token, logprob = _field(row, "token"), _field(row, "logprob")
-    # An impossible token's log-probability is minus infinity, which JSON writes as null.
     if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
         return None
-    return token, float(logprob)
+    return (token, float(logprob)) if _IMPOSSIBLE < logprob <= 1.0 else None
 
 
 def _field(value: object, name: str) -> Any:

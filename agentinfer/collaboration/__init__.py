@@ -1,0 +1,1 @@
+"""AgentCollab offline: fitting a model's threshold on recorded sessions (`agentinfer collab`)."""
