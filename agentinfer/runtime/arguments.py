@@ -96,6 +96,12 @@ def split_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Comma
     return CommandLine(resolved, tuple(rest), theirs, file_is_shared=file_name is not None and is_our_file)
 
 
+def read_config_file(argv: Sequence[str]) -> dict[str, Any]:
+    """The content of the file that ``--config`` names, as it stands; empty without one. Raises ConfigError."""
+    file_name = _config_file(list(_with_separate_config_value(argv)))
+    return {} if file_name is None else _read_yaml(file_name)
+
+
 def engine_options_given(line: CommandLine, parser: QuietParser) -> dict[str, object]:
     """What the user set of the engine, by destination, from the command line and the file.
 

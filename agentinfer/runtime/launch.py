@@ -12,6 +12,7 @@ from agentinfer import models
 from agentinfer.config import CONFIG_VARIABLE, DISABLE_VARIABLE, AgentInferConfig, add_flags
 from agentinfer.errors import AgentInferError, ConfigError, SeamError
 from agentinfer.runtime.arguments import (
+    CommandLine,
     QuietParser,
     completing_flags,
     engine_command_line,
@@ -92,12 +93,19 @@ def serve(argv: Sequence[str]) -> int:
     """
     status, error = 0, None
     try:
+        wants_help = any(word in ("-h", "--help") for word in argv)
+        line = split_command_line([] if wants_help else argv, os.environ)
+        if line.resolved.config.collab.enabled and not wants_help:
+            # Two engines, each a launcher of its own; nothing of SGLang is loaded here.
+            from agentinfer.runtime.collab.supervise import serve_pair
+
+            return serve_pair(argv, line, os.environ)
         if installed_sglang() is None:
             raise SeamError(
                 "sglang is not installed. With an NVIDIA GPU: pip install 'agentinfer[engine-cuda]'; without: the two "
                 "files requirements/engine-cpu.txt and, with --no-deps, requirements/engine-nodeps.txt (make setup)"
             )
-        _serve(list(argv))
+        _serve(line, wants_help)
     except SeamError as raised:
         status, error = EXIT_SEAM, str(raised)
     except AgentInferError as raised:
@@ -136,9 +144,7 @@ def refuse_bypassed_http(server_args: Any, is_rust_server: bool, config: AgentIn
             )
 
 
-def _serve(argv: list[str]) -> None:
-    wants_help = any(word in ("-h", "--help") for word in argv)
-    line = split_command_line([] if wants_help else argv, os.environ)
+def _serve(line: CommandLine, wants_help: bool) -> None:
     config = line.resolved.config
     obstacle = plugin_obstacle(os.environ) if config.enabled_features and not wants_help else None
     if obstacle is not None:

@@ -47,7 +47,8 @@ class Door:
 class EngineLine:
     """An engine to start here: ``python -m agentinfer.launch_server`` with `argv`, and `file` as its ``--config``.
 
-    The rest is what the memory is split by, as the user gave it; None where nothing was.
+    The rest is what the memory is split by, as the user gave it; None where nothing was. `num_shards`: GPUs that one
+    copy of the weights lies on.
     """
 
     role: Role
@@ -59,6 +60,7 @@ class EngineLine:
     file: Mapping[str, object] = field(default_factory=dict)
     fraction: float | None = None
     num_gpus: int = 1
+    num_shards: int = 1
     base_gpu_id: int | None = None
     gpu_id_step: int = 1
     device: str | None = None
@@ -145,6 +147,8 @@ def _engine(
     def number(flag: str, default: int) -> int:
         return _integer(parts.value(role, flag), flag, default)
 
+    num_shards = number("--tp-size", 1) * number("--pp-size", 1)
+    chunk_tokens = number("--chunked-prefill-size", 0)
     data_parallel = 1 if parts.value(role, "--enable-dp-attention") == "true" else number("--dp-size", 1)
     base = parts.value(role, "--base-gpu-id")
     return EngineLine(
@@ -156,13 +160,14 @@ def _engine(
         argv=tuple(words),
         file=part.keys,
         fraction=_fraction(parts.own[role], "--mem-fraction-static"),
-        num_gpus=number("--tp-size", 1) * number("--pp-size", 1) * data_parallel,
+        num_gpus=num_shards * data_parallel,
+        num_shards=num_shards,
         base_gpu_id=None if base is None else _integer(base, "--base-gpu-id", 0),
         gpu_id_step=number("--gpu-id-step", 1),
         device=parts.value(role, "--device"),
         dtype=parts.value(role, "--dtype"),
         kv_cache_dtype=parts.value(role, "--kv-cache-dtype"),
-        chunked_prefill_tokens=number("--chunked-prefill-size", 0) or None,
+        chunked_prefill_tokens=chunk_tokens if chunk_tokens > 0 else None,
     )
 
 

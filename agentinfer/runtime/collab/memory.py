@@ -28,6 +28,9 @@ _MIB: Final = 2**20
 # A share of the free memory that no engine may be given: the driver keeps some, and free memory is read a moment early.
 _MARGIN = 0.01
 
+# Two KV caches that together get less than this share of the free memory serve nobody.
+_LEAST_KV_SHARE = 0.02
+
 # By GPU memory up to so many GiB: the tokens of a prefill chunk and the rows of a decode batch that SGLang chooses
 # (`arg_groups/memory_hook.py`), by which it reckons activations and CUDA graphs.
 _CHUNKS_AND_ROWS = ((20, 2_048, 8), (35, 4_096, 48), (60, 4_096, 32), (160, 8_192, 256), (math.inf, 16_384, 512))
@@ -95,12 +98,12 @@ def split_memory(
     if large.fraction is not None:
         assert small.weights_bytes is not None
         left = min(budget, free_bytes - working) - int(free_bytes * large.fraction)
-        _require(left > small.weights_bytes, free_bytes, needs)
+        _require(left - small.weights_bytes >= free_bytes * _LEAST_KV_SHARE / 2, free_bytes, needs)
         return {"small": left}
     assert large.weights_bytes is not None
     small_weights = small.weights_bytes or 0
     kv_bytes = budget - large.weights_bytes - small_weights
-    _require(kv_bytes > 0, free_bytes, needs)
+    _require(kv_bytes >= free_bytes * _LEAST_KV_SHARE, free_bytes, needs)
     share = _by_tokens(large, small) if large_kv_share is None else large_kv_share
     static: dict[Role, int] = {"large": large.weights_bytes + int(share * kv_bytes)}
     if small.fraction is None:
@@ -116,7 +119,7 @@ def fraction_of(static_bytes: int, free_bytes: int, role: Role) -> float:
             f"{free_bytes / GIB:.1f} GiB are free on its GPU: something else is on it. "
             f"Give --{role}-mem-fraction-static"
         )
-    return max(math.floor(static_bytes / free_bytes * 1_000) / 1_000, 0.001)
+    return math.floor(static_bytes / free_bytes * 10_000) / 10_000
 
 
 def split_cores(cores: int, small_cores: int | None) -> dict[Role, int]:
