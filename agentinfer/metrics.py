@@ -98,6 +98,13 @@ RECORD_DROPPED: Final = MetricSpec(
     "agentinfer_record_dropped_lines_total", "counter", "Lines of the session record that could not be written."
 )
 
+COMPRESS_RECALLS: Final = MetricSpec(
+    "agentinfer_compress_recalls_total",
+    "counter",
+    "Calls of `recall` that the server answered: found, or refused for an id that names nothing.",
+    ("outcome",),
+)
+
 RANK_REQUESTS: Final = MetricSpec(
     "agentinfer_rank_requests_total",
     "counter",
@@ -246,6 +253,24 @@ COLLAB_UP: Final = MetricSpec(
     "agentinfer_collab_engine_up", "gauge", "Whether a model's engine is up: 1 or 0.", ("model",)
 )
 
+PREFILL_REQUESTS: Final = MetricSpec(
+    "agentinfer_prefill_requests_total",
+    "counter",
+    "Requests to compute a prompt ahead, by how they ended: completed, superseded, cancelled, client_gone, turn, "
+    "no_room, failed or refused.",
+    ("end",),
+)
+PREFILL_TOKENS: Final = MetricSpec(
+    "agentinfer_prefill_computed_tokens_total", "counter", "Prompt tokens computed ahead on request."
+)
+PREFILL_SECONDS: Final = MetricSpec(
+    "agentinfer_prefill_seconds",
+    "histogram",
+    "Seconds that computing a prompt ahead took, the waits for turns included.",
+    (),
+    (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+)
+
 METRICS: Final = (
     TURNS,
     TURN_TTFT,
@@ -277,7 +302,7 @@ SCHEDULING_METRICS: Final = (
 )
 
 # Only where compression is on.
-COMPRESSION_METRICS: Final = (COMPRESS_JOBS, COMPRESS_SAVED, COMPRESS_WARMED, COMPRESS_DROPPED)
+COMPRESSION_METRICS: Final = (COMPRESS_JOBS, COMPRESS_SAVED, COMPRESS_WARMED, COMPRESS_DROPPED, COMPRESS_RECALLS)
 
 # Kept by the process in front of the two engines.
 COLLAB_METRICS: Final = (
@@ -294,6 +319,9 @@ COLLAB_METRICS: Final = (
     COLLAB_FAILOVERS,
     COLLAB_UP,
 )
+
+# Only where prompts are computed ahead on request.
+PREFILL_METRICS: Final = (PREFILL_REQUESTS, PREFILL_TOKENS, PREFILL_SECONDS)
 
 # Kept by the scheduler's process, and only where speculation is on.
 SPECULATION_METRICS: Final = (SPEC_STEPS, SPEC_DRAFTED, SPEC_ACCEPTED, SPEC_WIDTH, SPEC_DRAFT)
@@ -419,6 +447,10 @@ class CompressionMetrics:
         """Count tokens computed ahead."""
         self._live[COMPRESS_WARMED.name].inc(num_tokens)
 
+    def recall(self, outcome: str) -> None:
+        """Count a call of `recall` that was answered."""
+        self._live[COMPRESS_RECALLS.name].labels(outcome=outcome).inc()
+
     def dropped_lines(self, total: int) -> None:
         """Take over how many lines were left out since the start."""
         self._live[COMPRESS_DROPPED.name].inc(max(0, total - self._dropped))
@@ -492,6 +524,23 @@ class CollabMetrics:
         self._live[COLLAB_UP.name].labels(model=model).set(int(is_up))
 
 
+class PrefillMetrics:
+    """The live metrics of `POST /agentinfer/prefill`, for the process that serves HTTP. Build it once a registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._live = _live(PREFILL_METRICS, registry)
+
+    def ended(self, end: str, num_tokens: int, seconds: float) -> None:
+        """Count a request that was begun, and the tokens that it computed."""
+        self._live[PREFILL_REQUESTS.name].labels(end=end).inc()
+        self._live[PREFILL_TOKENS.name].inc(num_tokens)
+        self._live[PREFILL_SECONDS.name].observe(seconds)
+
+    def refused(self) -> None:
+        """Count a request of which nothing was computed."""
+        self._live[PREFILL_REQUESTS.name].labels(end="refused").inc()
+
+
 _SCHEDULING_GAUGES: Final = (
     (SCHED_WAITING, "waiting"),
     (SCHED_PRICE, "price"),
@@ -505,7 +554,16 @@ _SCHEDULING_GAUGES: Final = (
 def markdown_table() -> str:
     """The metrics as the Markdown table of docs/metrics.md, which a test holds equal to this."""
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for spec in (*METRICS, *RANKING_METRICS, *SCHEDULING_METRICS, *COMPRESSION_METRICS, *COLLAB_METRICS, *SPECULATION_METRICS):
+    specs = (
+        *METRICS,
+        *RANKING_METRICS,
+        *SCHEDULING_METRICS,
+        *COMPRESSION_METRICS,
+        *PREFILL_METRICS,
+        *COLLAB_METRICS,
+        *SPECULATION_METRICS,
+    )
+    for spec in specs:
         labels = ", ".join(f"`{label}`" for label in spec.labels) or "–"
         lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return "\n".join(lines) + "\n"

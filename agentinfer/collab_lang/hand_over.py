@@ -63,11 +63,16 @@ class HandOvers:
     unseen_tokens: int = 0
     computed_tokens: int = 0
 
-    def add(self, prompt_tokens: int, cached_tokens: int, seen_tokens: int) -> None:
-        """A switch's first turn: its prompt, what was in the cache, and what was when the model last spoke."""
+    def add(self, prompt_tokens: int, cached_tokens: int, seen_tokens: int, fresh_tokens: int = 0) -> None:
+        """A switch's first turn: its prompt, what was in the cache, and what was when the model last spoke.
+
+        `fresh_tokens` of the prompt came with the turn itself, such as a tool's result: either model has to compute
+        those, so they are no matter of the switch.
+        """
+        unseen = max(0, prompt_tokens - seen_tokens - fresh_tokens)
         self.switches += 1
-        self.unseen_tokens += max(0, prompt_tokens - seen_tokens)
-        self.computed_tokens += max(0, min(prompt_tokens - cached_tokens, prompt_tokens - seen_tokens))
+        self.unseen_tokens += unseen
+        self.computed_tokens += max(0, min(prompt_tokens - cached_tokens - fresh_tokens, unseen))
 
     @property
     def prefilled_share(self) -> float | None:

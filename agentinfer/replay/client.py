@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 
 from agentinfer.clock import Clock
-from agentinfer.replay.sse import EventDecoder
+from agentinfer.messages.sse import EventDecoder
 
 _CONTENT_KEYS = ("content", "reasoning_content")
 

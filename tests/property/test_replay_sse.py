@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentinfer.replay.sse import EventDecoder
+from agentinfer.messages.sse import EventDecoder
 
 payloads = st.lists(
     st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"").replace(b"\r", b"")), min_size=1, max_size=3),

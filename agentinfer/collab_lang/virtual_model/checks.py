@@ -1,0 +1,97 @@
+"""The checks of the steps that were taken: asked while the agent's tool runs, never waited for.
+
+A check that still runs when its session's next turn comes is left to run if the same model speaks in that turn, since
+its verdict may then count at the next boundary (see `Trajectory`); else its verdict is of no more use, and it is ended.
+It is also ended when the check of the next step begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from agentinfer.clock import Clock
+from agentinfer.collab_lang.check_request import read_answer
+from agentinfer.collab_lang.progress import Judgement
+from agentinfer.collab_lang.settings import Check
+from agentinfer.collab_lang.virtual_model.collab_session import CollabSession
+from agentinfer.collab_lang.virtual_model.engine import Engine, EngineLost
+from agentinfer.collab_lang.virtual_model.front_settings import FrontSettings
+from agentinfer.collab_lang.virtual_model.outgoing import check_request
+from agentinfer.metrics import CollabMetrics
+
+logger = logging.getLogger(__name__)
+
+
+class Checks:
+    """Asks for them, and gives the answers to their trajectories."""
+
+    def __init__(self, settings: FrontSettings, clock: Clock, metrics: CollabMetrics) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+
+    @property
+    def is_on(self) -> bool:
+        return self._settings.collab.check is not Check.OFF
+
+    def start(
+        self,
+        session: CollabSession,
+        step: int,
+        engine: Engine,
+        body: Mapping[str, Any],
+        reply: Mapping[str, Any],
+        on_judged: Callable[[], None],
+    ) -> None:
+        """Have the engine that spoke `reply` in `step` judge it; `on_judged` is called when the verdict is there."""
+        session.stop_checking()
+        session.checking_model = engine.role
+        session.checking = asyncio.create_task(self._run(session, step, engine, body, reply, on_judged))
+
+    async def _run(
+        self,
+        session: CollabSession,
+        step: int,
+        engine: Engine,
+        body: Mapping[str, Any],
+        reply: Mapping[str, Any],
+        on_judged: Callable[[], None],
+    ) -> None:
+        started_s = self._clock.monotonic_s()
+        judgement, end = None, "failed"
+        try:
+            request = check_request(body, reply, engine, session.session_id, self._settings.collab)
+            judgement = await self._ask(engine, request)
+            end = "judged" if judgement is not None else "unreadable"
+        except asyncio.CancelledError:
+            end = "cancelled"
+            raise
+        except (EngineLost, TimeoutError) as error:
+            logger.info("session %s step %d was not judged: %s", session.session_id, step, error or "it took too long")
+        except Exception:
+            # Whatever is wrong here, the verdict is missing, which the controller knows how to take.
+            logger.exception("session %s step %d cannot be judged", session.session_id, step)
+        finally:
+            self._metrics.check(engine.role, end, self._clock.monotonic_s() - started_s)
+        if judgement is None:
+            return
+        was_late = session.trajectory.late_verdicts
+        session.trajectory.judged(step, judgement)
+        self._metrics.judged(engine.role, judgement.p_true, session.trajectory.late_verdicts > was_late)
+        on_judged()
+
+    async def _ask(self, engine: Engine, request: Mapping[str, Any]) -> Judgement | None:
+        headers = {"Content-Type": "application/json"}
+        timeout_s = self._settings.check_timeout_s
+        raw = orjson.dumps(request)
+        async with engine.open("POST", "/v1/chat/completions", raw, headers, timeout_s=timeout_s) as answer:
+            raw = await answer.read()
+            if answer.status != 200:
+                logger.info("the %s model's engine refuses a check: %d %.300s", engine.role, answer.status, raw)
+                return None
+        return read_answer(orjson.loads(raw), self._settings.collab)
