@@ -48,6 +48,7 @@ class FakeEngine:
     check_gate: asyncio.Event | None = None
     turns: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    rehearsals: list[dict[str, Any]] = field(default_factory=list)
     prefills: list[dict[str, Any]] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
     cut_checks: int = 0
@@ -112,6 +113,9 @@ class FakeEngine:
             raise
 
     async def _check(self, body: dict[str, Any]) -> web.Response:
+        if "Ready?" in str(body["messages"][0]):
+            self.rehearsals.append(body)
+            return web.json_response(self._whole("===", (), None))
         self.checks.append(body)
         if self.check_gate is not None:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -88,6 +89,29 @@ def test_the_check_goes_to_the_model_that_spoke_with_the_tools_of_its_turn() -> 
             assert check["agentinfer"]["session"] != session
             assert check["agentinfer"]["parent"] == session
             assert check["agentinfer"]["last"] is True
+
+    run(test)
+
+
+def test_each_engine_reads_the_checks_grammar_before_it_is_needed() -> None:
+    async def test() -> None:
+        async with front() as live:
+            await until(lambda: live.large.rehearsals and live.small.rehearsals)
+            (rehearsal,) = live.large.rehearsals
+            assert rehearsal["max_tokens"] == 1
+            assert "===PROGRESS===" in rehearsal["regex"]
+            _, text = await live.get("/metrics")
+            assert "agentinfer_collab_checks_total{" not in text
+
+    run(test)
+
+
+def test_without_warming_the_silent_model_is_left_alone() -> None:
+    async def test() -> None:
+        async with front(settings=replace(quick(), warms=False)) as live:
+            _, body, _ = await live.chat([{"role": "user", "content": "find it " * 200}])
+            await live.settled(body["agentinfer"]["collab"]["session"])
+            assert live.small.prefills == []
 
     run(test)
 
@@ -351,8 +375,6 @@ def test_pages() -> None:
 
 def test_a_key_guards_everything_but_the_probes() -> None:
     async def test() -> None:
-        from dataclasses import replace
-
         async with front(settings=replace(quick(), api_key="k")) as live:
             status, body, _ = await live.chat(ASK)
             assert (status, body["code"]) == (401, 401)

@@ -90,7 +90,8 @@ class _Front:
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """From the app's start to its end."""
         del app
-        watches = [HealthWatch(engine, self._settings) for engine in self._engines.values()]
+        greet = self._turns.checks.rehearse
+        watches = [HealthWatch(engine, self._settings, greet) for engine in self._engines.values()]
         for engine in self._engines.values():
             await engine.start()
         await asyncio.gather(*(watch.ask() for watch in watches))
@@ -99,6 +100,8 @@ class _Front:
         yield
         for task in tasks:
             task.cancel()
+        for watch in watches:
+            watch.close()
         self._turns.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         for engine in self._engines.values():

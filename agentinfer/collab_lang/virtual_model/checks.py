@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -38,6 +39,15 @@ class Checks:
     @property
     def is_on(self) -> bool:
         return self._settings.collab.check is not Check.OFF
+
+    async def rehearse(self, engine: Engine) -> None:
+        """Has the engine read the grammar before a check needs it: that takes seconds with a large vocabulary."""
+        if not self.is_on:
+            return
+        messages, reply = [{"role": "user", "content": "Ready?"}], {"role": "assistant", "content": "Yes."}
+        request = check_request({"messages": messages}, reply, engine, "collab-rehearsal", self._settings.collab)
+        with suppress(EngineLost, TimeoutError):
+            await self._ask(engine, {**request, "max_tokens": 1})
 
     def start(
         self,

@@ -19,12 +19,13 @@ class FrontSettings:
     An engine is asked every `health_period_s` whether it lives; it counts as down when it refuses the connection, or
     gives no answer within `health_timeout_s` for `misses_to_down` times in a row. `max_sessions` and
     `max_session_bytes` bound what is remembered, `session_expiry_s` for how long. `api_key`: what clients must send,
-    None for no key.
-    `checks_model_name`: whether a chat for an unknown model is refused (404) or taken for the virtual one.
+    None for no key. `warms`: whether the silent model reads ahead. `checks_model_name`: whether a chat for an unknown
+    model is refused (404) or taken for the virtual one.
     """
 
     collab: CollabSettings = field(default=_UNLIMITED)
     name: str = "collab"
+    warms: bool = True
     check_timeout_s: float = 120.0
     health_period_s: float = 2.0
     health_timeout_s: float = 10.0

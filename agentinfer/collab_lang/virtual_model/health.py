@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from agentinfer.collab_lang.virtual_model.engine import Engine, EngineLost
@@ -15,12 +16,17 @@ logger = logging.getLogger(__name__)
 class HealthWatch:
     """Asks one engine. It is down when it refuses a connection, or is silent for several questions in a row."""
 
-    def __init__(self, engine: Engine, settings: FrontSettings) -> None:
+    def __init__(
+        self, engine: Engine, settings: FrontSettings, greet: Callable[[Engine], Awaitable[None]] | None = None
+    ) -> None:
+        """`greet` runs beside the watch whenever an engine answers that was not known, or was down."""
         self._engine = engine
         self._settings = settings
         self._misses = 0
         self._is_known = False
         self._is_told_down = False
+        self._greet = greet
+        self._greeting: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -71,6 +77,13 @@ class HealthWatch:
                 engine.prefills_ahead = engine.is_ours
                 self._is_known = True
                 await answer.read()
+        if self._greet is not None and (self._greeting is None or self._greeting.done()):
+            self._greeting = asyncio.ensure_future(self._greet(engine))
+
+    def close(self) -> None:
+        """Ends a greeting that still runs."""
+        if self._greeting is not None:
+            self._greeting.cancel()
 
     def _down(self, reason: str) -> None:
         engine = self._engine

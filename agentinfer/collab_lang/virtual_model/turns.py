@@ -84,8 +84,8 @@ class Turns:
         self.hand_overs = HandOvers()
         self.escalations = EscalationRate()
         self._metrics = metrics
-        self._checks = Checks(settings, clock, metrics)
-        self._warming = Warming(engines, self.escalations, metrics)
+        self.checks = Checks(settings, clock, metrics)
+        self._warming = Warming(engines, self.escalations, metrics) if settings.warms else None
 
     def begin(
         self, hints: AgentHints, conversation: Conversation, size_bytes: int, pinned: Model | None = None
@@ -200,10 +200,11 @@ class Turns:
         message: Mapping[str, Any],
         num_tokens: int,
     ) -> None:
-        if self._checks.is_on:
+        if self.checks.is_on:
             on_judged = partial(self._judged, session, step, speaker, body, message, num_tokens)
-            self._checks.start(session, step, self.engines[speaker], body, message, on_judged)
-        self._warming.consider(session, speaker, body, message, num_tokens)
+            self.checks.start(session, step, self.engines[speaker], body, message, on_judged)
+        if self._warming is not None:
+            self._warming.consider(session, speaker, body, message, num_tokens)
 
     def _judged(
         self,
@@ -215,7 +216,7 @@ class Turns:
         num_tokens: int,
     ) -> None:
         """With the verdict it is known who is next, if the next turn has not come already."""
-        if session.is_stepping or session.trajectory.state.steps != step:
+        if self._warming is None or session.is_stepping or session.trajectory.state.steps != step:
             return
         next_model = session.trajectory.fork().finish().model
         if next_model is not speaker:

@@ -49,6 +49,7 @@ def front_settings(config: AgentInferConfig, api_key: str | None) -> FrontSettin
     return FrontSettings(
         collab=controller,
         name=chosen.collab_model_name,
+        warms=chosen.collab_warm,
         max_sessions=sessions.max_sessions,
         max_session_bytes=max(sessions.session_text_mb, 1) << 20,
         session_expiry_s=sessions.session_expiry_s,
