@@ -93,7 +93,8 @@ class FakeEngine:
 
     async def _other(self, request: web.Request) -> web.Response:
         self.others.append((request.method, request.path_qs))
-        return web.json_response({"by": self.name, "authorization": request.headers.get("Authorization")})
+        model = (await request.json()).get("model") if request.can_read_body else None
+        return web.json_response({"by": self.name, "model": model})
 
     async def _prefill(self, request: web.Request) -> web.Response:
         body = await request.json()

@@ -105,8 +105,10 @@ def test_a_killed_engine_is_left_out_and_taken_back() -> None:
                 "unavailable": ["small"],
             }
             assert (await live.get("/health"))[1]["engines"] == {"large": "up", "small": "down"}
+            live.turns.sessions.get(body["agentinfer"]["collab"]["session"]).read["small"].size_bytes = 7  # type: ignore
             await live.small.start()
             await until(lambda: live.turns.engines["small"].is_up)  # type: ignore[index]
+            await until(lambda: all(session.read["small"].size_bytes == 0 for session in live.turns.sessions))  # type: ignore[index]
             _, body, _ = await live.chat([{"role": "user", "content": "another task"}])
             assert body["agentinfer"]["collab"]["model"] == "small"
 

@@ -342,6 +342,8 @@ def test_an_engines_own_name_and_other_routes_go_straight_there() -> None:
                 assert (await answer.json())["by"] == "little-model"
             assert live.small.others == [("POST", "/v1/embeddings?x=1")]
             assert (await live.get("/get_model_info"))[1]["by"] == "big-model"
+            async with live.http.post(f"{live.url}/v1/completions", json={"model": "collab", "prompt": "a"}) as answer:
+                assert (await answer.json())["model"] == "big-model"
             async with live.http.post(f"{live.url}/generate", json={"text": "a"}) as answer:
                 assert (await answer.json())["by"] == "big-model"
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final
 from uuid import uuid4
 
+import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -90,8 +91,7 @@ class _Front:
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """From the app's start to its end."""
         del app
-        greet = self._turns.checks.rehearse
-        watches = [HealthWatch(engine, self._settings, greet) for engine in self._engines.values()]
+        watches = [HealthWatch(engine, self._settings, self._turns.engine_found) for engine in self._engines.values()]
         for engine in self._engines.values():
             await engine.start()
         await asyncio.gather(*(watch.ask() for watch in watches))
@@ -127,12 +127,15 @@ class _Front:
         return await door.answer(request, incoming, turn)
 
     async def anything(self, request: web.Request) -> web.StreamResponse:
-        """Any other route is the engine's that the body names, else the large model's."""
+        """Any other route is the engine's that the body names, else the large model's, by whatever name it is asked."""
         raw = await request.read() if request.can_read_body else None
         engine = self._engines[Model.LARGE]
         if raw and request.content_type == "application/json":
             with suppress(RefusedError):
-                engine = engine_of(read_object(raw).get("model"), self._engines) or engine
+                body = read_object(raw)
+                engine = engine_of(body.get("model"), self._engines) or engine
+                if body.get("model") == self._settings.name:
+                    raw = orjson.dumps({**body, "model": engine.address.model})
         return await hand_on(request, engine, raw)
 
     async def _keep_house(self) -> None:

@@ -63,6 +63,8 @@ class CollabSession:
             "reason": state.reason.value,
             "late_verdicts": self.trajectory.late_verdicts,
             "last_speaker": self.last_speaker,
+            "is_checking": _runs(self.checking),
+            "is_warming": _runs(self.warming),
             "read_tokens": {model.value: read.tokens for model, read in self.read.items()},
             "transitions": [transition.as_json() for transition in self.trajectory.transitions],
         }
@@ -106,6 +108,10 @@ class CollabSessions:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+
+def _runs(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and not task.done()
 
 
 def _cancel(task: asyncio.Task[None] | None) -> None:

@@ -156,6 +156,12 @@ class Turns:
         else:
             self.table.finish_turn(turn.turn, partial, None, outcome)
 
+    async def engine_found(self, engine: Engine) -> None:
+        """An engine answers that was not known, or was down: what it had read may be gone with its process."""
+        for session in self.sessions:
+            session.read[engine.role] = Read()
+        await self.checks.rehearse(engine)
+
     def close(self) -> None:
         self.sessions.close()
 
