@@ -158,6 +158,20 @@ class CompressionConfig(Feature):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PrefillConfig(Feature):
+    """Prompts computed ahead when a client asks for it."""
+
+    feature: ClassVar[str] = "prefill_route"
+    requires: ClassVar[tuple[str, ...]] = ("sessions",)
+    summary: ClassVar[str] = (
+        "Serve POST /agentinfer/prefill: compute a prompt that is still to come, in pieces between the turns."
+    )
+
+    prefill_route: bool = option(False, "serve POST /agentinfer/prefill")
+    prefill_max: int = option(16, "prompts computed ahead at once; further requests get HTTP 503", low=1, high=10_000)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class CollabConfig(Feature):
     """AgentCollab: a large and a small model, an engine each, that serve as one model behind one port."""
 
@@ -219,6 +233,7 @@ class AgentInferConfig:
     speculation: SpeculationConfig = SpeculationConfig()
     scheduling: SchedulingConfig = SchedulingConfig()
     compress: CompressionConfig = CompressionConfig()
+    prefill_route: PrefillConfig = PrefillConfig()
     collab: CollabConfig = CollabConfig()
 
     def __post_init__(self) -> None:
@@ -280,6 +295,7 @@ FEATURES: Mapping[str, type[Feature]] = {
         SpeculationConfig,
         SchedulingConfig,
         CompressionConfig,
+        PrefillConfig,
         CollabConfig,
     )
 }

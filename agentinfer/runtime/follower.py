@@ -30,6 +30,7 @@ from agentinfer.sessions import Outcome, SessionTable
 if TYPE_CHECKING:
     from agentinfer.radix_ext.latency_file import LatencyFile
     from agentinfer.runtime.compression.service import CompressionService
+    from agentinfer.runtime.prefill.service import PrefillService
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,10 @@ class TurnFollower:
         channel: SchedulerChannel | None = None,
         latency_file: LatencyFile | None = None,
         compression: CompressionService | None = None,
+        prefill: PrefillService | None = None,
     ) -> None:
         """`about` is shown by `status` as it is. `channel` is there when the scheduler wants to hear of sessions,
-        `compression` where their memory is shortened.
+        `compression` where their memory is shortened, `prefill` where prompts are computed ahead on request.
 
         What is learned of tools is kept in `latency_file`, where there is one.
         """
@@ -87,6 +89,7 @@ class TurnFollower:
         self._recorder = recorder
         self._channel = channel
         self.compression = compression
+        self.prefill = prefill
         self._tool_times = ToolTimes(clock, metrics, latency_file)
         self._started_s, self._started_unix_s = clock.monotonic_s(), clock.unix_s()
         self._turns: Counter[str] = Counter()
@@ -112,6 +115,8 @@ class TurnFollower:
             self._channel.turn_begun()
         if self.compression is not None:
             self.compression.turn_begun()
+        if self.prefill is not None:
+            self.prefill.turn_begun(turn.session_id)
         return FollowedTurn(
             turn=turn,
             hints=hints,
@@ -126,6 +131,8 @@ class TurnFollower:
         """End a turn. Never raises: the answer is out, and what is wrong here is ours alone."""
         if self.compression is not None:
             self.compression.turn_finished()
+        if self.prefill is not None:
+            self.prefill.turn_finished(followed.session_id)
         try:
             reply = _reply(followed.conversation.api, content_type, raw)
             self._finish(followed, outcome, reply)
@@ -159,12 +166,16 @@ class TurnFollower:
             self._channel.session_gone(session_id)
         if self.compression is not None:
             self.compression.session_gone(session_id)
+        if self.prefill is not None:
+            self.prefill.session_gone(session_id)
 
     def close(self) -> None:
         """The server ends: keep what is to be kept."""
         self._tool_times.close()
         if self.compression is not None:
             self.compression.close()
+        if self.prefill is not None:
+            self.prefill.close()
 
     def status(self) -> dict[str, Any]:
         """What `GET /agentinfer/status` answers."""
@@ -181,6 +192,7 @@ class TurnFollower:
             "tools": self._tool_times.status(),
             **({} if self._channel is None else {"scheduling": self._channel.status()}),
             **({} if self.compression is None else {"compression": self.compression.status()}),
+            **({} if self.prefill is None else {"prefill": self.prefill.status()}),
             "record": None if record is None else {"path": str(record.path), "dropped": record.num_dropped},
         }
 

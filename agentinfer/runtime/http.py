@@ -72,6 +72,8 @@ class FollowTurns:
             return
         if self._follower.compression is not None:
             self._follower.compression.serve_through(self._app)
+        if self._follower.prefill is not None:
+            self._follower.prefill.serve_through(self._app)
         tasks = [asyncio.create_task(each) for each in self._follower.background()]
         try:
             await self._app(scope, receive, send)

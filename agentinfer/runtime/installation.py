@@ -18,7 +18,7 @@ from agentinfer.metrics import Metrics
 from agentinfer.record import RecordWriter
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.http import FollowTurns
-from agentinfer.runtime.scheduling.channel import connect
+from agentinfer.runtime.scheduling.channel import SchedulerChannel, connect
 from agentinfer.runtime.seams import Seam
 from agentinfer.sessions import SessionTable
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agentinfer.radix_ext.latency_file import LatencyFile
     from agentinfer.runtime.compression.registration import PreparedCompression
     from agentinfer.runtime.compression.service import CompressionService
+    from agentinfer.runtime.prefill.service import PrefillService
 
 SEAMS = (
     Seam(
@@ -94,6 +95,10 @@ def install(app: Any, config: AgentInferConfig, model: str, aliases: tuple[str, 
                 lambda: _compression_of(followers[0]), lambda session_id: followers[0].table.get(session_id) is not None
             )
         )
+    if config.prefill_route.enabled:
+        from agentinfer.runtime.prefill.routes import prefill_routes
+
+        app.include_router(prefill_routes(lambda: _prefill_of(followers[0]), served))
     app.include_router(session_routes(lambda: followers[0]))
     app.include_router(ranking_routes())
     return layer
@@ -132,8 +137,26 @@ def _follower(
         channel=channel,
         latency_file=latency_file,
         compression=None if compression is None else compression.service(clock, channel),
+        prefill=_prefill(config, clock, channel),
     )
     return follower
+
+
+def _prefill(config: AgentInferConfig, clock: Clock, channel: SchedulerChannel | None) -> PrefillService | None:
+    if not config.prefill_route.enabled:
+        return None
+    from agentinfer.metrics import PrefillMetrics
+    from agentinfer.runtime.prefill.service import PrefillService
+    from agentinfer.runtime.prefill.warming import Pace
+    from agentinfer.runtime.scoring import served_manager
+
+    max_jobs = config.prefill_route.prefill_max
+    return PrefillService(max_jobs, Pace(clock), served_manager(), clock, PrefillMetrics(), channel)
+
+
+def _prefill_of(follower: TurnFollower) -> PrefillService:
+    assert follower.prefill is not None, "the route is there with the feature only"
+    return follower.prefill
 
 
 def _prepare_compression(config: AgentInferConfig) -> PreparedCompression | None:

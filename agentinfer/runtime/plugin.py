@@ -16,6 +16,7 @@ _INSTALLERS = {
     "speculation": ("agentinfer.runtime.speculation.registration",),
     "scheduling": ("agentinfer.runtime.scheduling.registration",),
     "compress": ("agentinfer.runtime.prefill.engine",),
+    "prefill_route": ("agentinfer.runtime.prefill.engine",),
 }
 
 
@@ -36,7 +37,8 @@ def register() -> None:
     if config is not None and config.enabled_features:
         modules = ["agentinfer.runtime.lifecycle"]
         modules += [name for feature in config.enabled_features for name in _INSTALLERS.get(feature, ())]
-        failed += [_failure(_install, name, config) for name in modules]
+        # Once each, since features share some.
+        failed += [_failure(_install, name, config) for name in dict.fromkeys(modules)]
     errors = [error for error in failed if error is not None]
     if errors:
         raise errors[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from agentinfer.runtime.exchange import Send
+
+_KINDS: Final = {404: "NotFoundError", 503: "ServiceUnavailableError"}
 
 
 class RefusedRequest(Exception):
@@ -53,18 +55,19 @@ def check_model(model: object, served: Collection[str]) -> None:
 
 async def send_refusal(path: str, refused: RefusedRequest, send: Send) -> None:
     """Answer `refused` as the API behind `path` reports its own errors."""
-    raw = orjson.dumps(_body(path, refused))
+    raw = orjson.dumps(refusal_body(path, refused))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
 
 
-def _body(path: str, refused: RefusedRequest) -> dict[str, Any]:
+def refusal_body(path: str, refused: RefusedRequest) -> dict[str, Any]:
+    """The JSON that the API behind `path` answers with."""
     message = str(refused)
     if path == "/v1/messages":
         kind = "not_found_error" if refused.status == 404 else "invalid_request_error"
         return {"type": "error", "error": {"type": kind, "message": message}}
     if path == "/generate":
         return {"error": {"message": message}}
-    kind = "NotFoundError" if refused.status == 404 else "BadRequestError"
+    kind = _KINDS.get(refused.status, "InternalServerError" if refused.status >= 500 else "BadRequestError")
     return {"object": "error", "message": message, "type": kind, "param": refused.param, "code": refused.status}

@@ -12,25 +12,43 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agentinfer.runtime.requests import ARRIVAL_KEY, HINTS_KEY
-from agentinfer.runtime.seams import rows_of_feature
+from agentinfer.runtime.seams import Seam, rows_of_feature
 
 _GENERATE = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
-_row = rows_of_feature("compress")
+
+
+def _rows(feature: str) -> tuple[Seam, ...]:
+    row = rows_of_feature(feature)
+    return (
+        row(
+            _GENERATE,
+            ("self", "obj", "request"),
+            "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._handle_non_streaming_request",
+            "where a chat request's prompt is known in tokens; and by which pieces of a prompt are computed",
+            "hook",
+            ("launcher",),
+        ),
+        row(
+            "sglang.srt.managers.io_struct.GenerateReqInput",
+            None,
+            "sglang.srt.entrypoints.openai.serving_chat",
+            "a piece of a prompt, as a request of its own",
+            "call",
+            ("launcher",),
+        ),
+    )
+
+
+# Either feature stands on them without the other.
 SEAMS = (
-    _row(
-        _GENERATE,
-        ("self", "obj", "request"),
-        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._handle_non_streaming_request",
-        "where a chat request's prompt is known in tokens; and by which pieces of a prompt are computed",
-        "hook",
-        ("launcher",),
-    ),
-    _row(
-        "sglang.srt.managers.io_struct.GenerateReqInput",
+    *_rows("compress"),
+    *_rows("prefill_route"),
+    rows_of_feature("prefill_route")(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.max_req_input_len",
         None,
-        "sglang.srt.entrypoints.openai.serving_chat",
-        "a piece of a prompt, as a request of its own",
-        "call",
+        None,
+        "a longer prompt is refused before any of it is computed",
+        "read",
         ("launcher",),
     ),
 )
@@ -38,7 +56,7 @@ SEAMS = (
 # With the scheduler's own order of turns: after any of an agent.
 _LAST_PRIORITY: Final = -(1 << 30)
 # What besides its tokens decides which cached KV a prompt can use, and where it is computed.
-_IDENTITY: Final = ("lora_path", "extra_key", "cache_salt", "routed_dp_rank")
+IDENTITY: Final = ("lora_path", "extra_key", "cache_salt", "routed_dp_rank")
 _NOT_TEXT: Final = ("image_data", "video_data", "audio_data", "input_embeds")
 
 
@@ -110,7 +128,7 @@ def _stop_at_the_door(original: Callable[..., Any], manager: Any, obj: Any, requ
         wanted.why_not = f"the prompt has {carried[0]}"
     else:
         ids: Sequence[int] = obj.input_ids or manager.tokenizer.encode(obj.text)
-        identity = {name: getattr(obj, name, None) for name in _IDENTITY}
+        identity = {name: getattr(obj, name, None) for name in IDENTITY}
         given = {name: value for name, value in identity.items() if value is not None}
         wanted.prompt = Prompt(tuple(ids), given, manager)
     # Every API of SGLang answers a ValueError with HTTP 400.

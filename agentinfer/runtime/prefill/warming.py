@@ -22,7 +22,7 @@ _FIRST_TOKENS: Final = 256
 _MIN_TOKENS: Final = 64
 _MAX_TOKENS: Final = 4096
 # How much more than its own piece may be computed before it counts as the earlier ones' being evicted.
-_SLACK_TOKENS: Final = 64
+SLACK_TOKENS: Final = 64
 _MAX_EVICTIONS: Final = 3
 
 
@@ -119,7 +119,7 @@ async def warm(
         warmed.ids = ids[:end]
         warmed.computed_tokens += computed
         warmed.num_pieces += 1
-        if computed > end - done + _SLACK_TOKENS:
+        if computed > end - done + SLACK_TOKENS:
             num_evictions += 1
             if num_evictions == _MAX_EVICTIONS:
                 raise WarmingError("the prefix cache has no room for it: what was computed is evicted at once")
