@@ -51,6 +51,7 @@ class FakeEngine:
     rehearsals: list[dict[str, Any]] = field(default_factory=list)
     prefills: list[dict[str, Any]] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
+    routing_keys: list[str | None] = field(default_factory=list)
     cut_checks: int = 0
     cut_turns: int = 0
     runner: web.AppRunner | None = None
@@ -99,14 +100,17 @@ class FakeEngine:
     async def _prefill(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.prefills.append(body)
+        self.routing_keys.append(request.headers.get("x-smg-routing-key"))
         counts = {"prompt_tokens": 90, "cached_tokens": 10, "computed_tokens": 80, "completed": True}
         return web.json_response(counts, status=self.prefill_status)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         if "regex" in body and "PROGRESS" in str(body["messages"][-1]):
+            self.routing_keys.append(request.headers.get("x-smg-routing-key"))
             return await self._check(body)
         self.turns.append(body)
+        self.routing_keys.append(request.headers.get("x-smg-routing-key"))
         try:
             return await self._turn(request, body)
         except asyncio.CancelledError:

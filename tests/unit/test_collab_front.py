@@ -106,6 +106,18 @@ def test_each_engine_reads_the_checks_grammar_before_it_is_needed() -> None:
     run(test)
 
 
+def test_what_a_router_before_replicas_goes_by_is_said_with_all_of_a_session() -> None:
+    async def test() -> None:
+        async with front() as live:
+            ask = [{"role": "user", "content": "find it " * 200}]
+            _, body, _ = await live.chat(ask, headers={"x-smg-routing-key": "k"})
+            await live.settled(body["agentinfer"]["collab"]["session"])
+            assert live.large.routing_keys.count("k") == 2  # the turn and its check
+            assert live.small.routing_keys.count("k") == 1  # the prefill
+
+    run(test)
+
+
 def test_without_warming_the_silent_model_is_left_alone() -> None:
     async def test() -> None:
         async with front(settings=replace(quick(), warms=False)) as live:

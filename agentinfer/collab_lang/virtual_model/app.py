@@ -124,6 +124,7 @@ class _Front:
             turn = self._turns.begin(incoming.hints, conversation, incoming.size_bytes, pinned)
         except NoEngineError:
             raise RefusedError(503, _BOTH_DOWN) from None
+        turn.session.routing = incoming.routing
         return await door.answer(request, incoming, turn)
 
     async def anything(self, request: web.Request) -> web.StreamResponse:

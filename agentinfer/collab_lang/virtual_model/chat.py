@@ -19,6 +19,7 @@ from agentinfer.collab_lang.virtual_model.engine import Answer, Engine, EngineFa
 from agentinfer.collab_lang.virtual_model.front_settings import FrontSettings
 from agentinfer.collab_lang.virtual_model.incoming import Incoming
 from agentinfer.collab_lang.virtual_model.outgoing import can_be_continued, continued, turn_body
+from agentinfer.collab_lang.virtual_model.proxy import request_headers
 from agentinfer.collab_lang.virtual_model.refusals import error_object
 from agentinfer.collab_lang.virtual_model.reply_stream import ReplyStream, usage_of
 from agentinfer.collab_lang.virtual_model.turns import OpenTurn, Turns
@@ -28,7 +29,6 @@ from agentinfer.messages.sse import EventDecoder
 logger = logging.getLogger(__name__)
 
 CHAT_PATH = "/v1/chat/completions"
-_JSON = {"Content-Type": "application/json"}
 # The rest of a stream after its last event is only its end.
 _END_S = 1.0
 _NEITHER = "neither model's engine answers; the session is as it was, so the same request can be sent again"
@@ -46,7 +46,7 @@ class ChatDoor:
         try:
             if stream is not None:
                 return await self._stream(stream, incoming, turn)
-            return await self._whole(incoming, turn)
+            return await self._whole(request, incoming, turn)
         finally:
             # Ended already, unless the client left or an engine's refusal was passed on.
             was_cut = stream is not None and stream.response is not None
@@ -54,13 +54,14 @@ class ChatDoor:
                 turn, "client_gone" if was_cut or _is_cancelled() else "error", stream.reply.reply() if stream else None
             )
 
-    async def _whole(self, incoming: Incoming, turn: OpenTurn) -> web.Response:
+    async def _whole(self, request: web.Request, incoming: Incoming, turn: OpenTurn) -> web.Response:
         failure: web.Response | None = None
         while True:
             engine = self._turns.engines[turn.choice.model]
             sent = orjson.dumps(_sent(incoming, engine, turn))
+            headers = request_headers(request, engine)
             try:
-                async with engine.open("POST", CHAT_PATH, sent, _JSON, is_turn=True) as answer:
+                async with engine.open("POST", CHAT_PATH, sent, headers, is_turn=True) as answer:
                     raw = await answer.read()
                 if answer.status == 200:
                     body = orjson.loads(raw)
@@ -88,9 +89,10 @@ class ChatDoor:
         while True:
             engine = self._turns.engines[turn.choice.model]
             sent = _sent(incoming, engine, turn)
+            headers = request_headers(stream.request, engine)
             body = orjson.dumps(continued(sent, stream.reply.sent_text, stream.reply.num_sent_pieces))
             try:
-                async with engine.open("POST", CHAT_PATH, body, _JSON, is_turn=True) as answer:
+                async with engine.open("POST", CHAT_PATH, body, headers, is_turn=True) as answer:
                     if answer.status == 200:
                         await stream.follow(answer)
                         reply = stream.reply.reply()
@@ -120,7 +122,7 @@ class _Streaming:
         options = incoming.body.get("stream_options") or {}
         self.reply = ReplyStream(settings.name, wants_usage=bool(options.get("include_usage")))
         self.response: web.StreamResponse | None = None
-        self._request = request
+        self.request = request
         self._turn = turn
 
     async def follow(self, answer: Answer) -> None:
@@ -128,7 +130,7 @@ class _Streaming:
         if self.response is None:
             headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **self._turn.headers()}
             self.response = web.StreamResponse(headers=headers)
-            await self.response.prepare(self._request)
+            await self.response.prepare(self.request)
         decoder = EventDecoder()
         async for piece in answer.pieces():
             out = bytearray()

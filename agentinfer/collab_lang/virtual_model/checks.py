@@ -47,7 +47,7 @@ class Checks:
         messages, reply = [{"role": "user", "content": "Ready?"}], {"role": "assistant", "content": "Yes."}
         request = check_request({"messages": messages}, reply, engine, "collab-rehearsal", self._settings.collab)
         with suppress(EngineLost, TimeoutError):
-            await self._ask(engine, {**request, "max_tokens": 1})
+            await self._ask(engine, {**request, "max_tokens": 1}, {})
 
     def start(
         self,
@@ -76,7 +76,7 @@ class Checks:
         judgement, end = None, "failed"
         try:
             request = check_request(body, reply, engine, session.session_id, self._settings.collab)
-            judgement = await self._ask(engine, request)
+            judgement = await self._ask(engine, request, session.routing)
             end = "judged" if judgement is not None else "unreadable"
         except asyncio.CancelledError:
             end = "cancelled"
@@ -95,8 +95,8 @@ class Checks:
         self._metrics.judged(engine.role, judgement.p_true, session.trajectory.late_verdicts > was_late)
         on_judged()
 
-    async def _ask(self, engine: Engine, request: Mapping[str, Any]) -> Judgement | None:
-        headers = {"Content-Type": "application/json"}
+    async def _ask(self, engine: Engine, request: Mapping[str, Any], routing: Mapping[str, str]) -> Judgement | None:
+        headers = {"Content-Type": "application/json", **routing}
         timeout_s = self._settings.check_timeout_s
         raw = orjson.dumps(request)
         async with engine.open("POST", "/v1/chat/completions", raw, headers, timeout_s=timeout_s) as answer:

@@ -41,6 +41,8 @@ class CollabSession:
     size_bytes: int = 0
     # Whether a step is under way. Another turn at that time is none.
     is_stepping: bool = False
+    # By which a router before several replicas finds the one that has the session's KV.
+    routing: dict[str, str] = field(default_factory=dict)
     checking: asyncio.Task[None] | None = None
     checking_model: Model | None = None
     warming: asyncio.Task[None] | None = None

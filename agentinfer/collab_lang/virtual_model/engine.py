@@ -80,7 +80,6 @@ class Engine:
         self.busy = BusyShare(clock)
         self.doubted = asyncio.Event()
         self.down_reason = ""
-        self.num_losses = 0
         self._deadlines: set[asyncio.Timeout] = set()
         self._http: aiohttp.ClientSession | None = None
 
@@ -138,7 +137,6 @@ class Engine:
         """A request found the engine lost: no turn goes there until it was asked whether it lives, which is now."""
         self.is_up = False
         self.down_reason = reason
-        self.num_losses += 1
         self.doubted.set()
 
     def found_down(self, reason: str) -> None:

@@ -17,17 +17,22 @@ from agentinfer.errors import HintError
 from agentinfer.hints import AgentHints, parse_hints
 
 PIN_HEADER: Final = "x-agentinfer-collab"
+_ROUTING_HEADERS: Final[tuple[str, ...]] = ("x-smg-routing-key", "x-data-parallel-rank")
 _PIN_FIELD: Final = "agentinfer.collab"
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A request's body, of which the engine gets all but our own fields. `pinned`: the model that is to speak now."""
+    """A request's body, of which the engine gets all but our own fields. `pinned`: the model that is to speak now.
+
+    `routing`: the headers by which the client has its requests routed among replicas.
+    """
 
     body: dict[str, Any] = field(repr=False)
     size_bytes: int
     hints: AgentHints
     pinned: Model | None
+    routing: dict[str, str]
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
@@ -81,7 +86,8 @@ def read_turn(request: web.Request, body: dict[str, Any], size_bytes: int) -> In
         hints = parse_hints({**body, "agentinfer": own}, headers)
     except HintError as error:
         raise RefusedError(400, str(error), error.field) from None
-    return Incoming(body, size_bytes, hints, pinned)
+    routing = {name: headers[name] for name in _ROUTING_HEADERS if name in headers}
+    return Incoming(body, size_bytes, hints, pinned, routing)
 
 
 def _pinned(value: object, field_name: str) -> Model | None:

@@ -16,7 +16,7 @@ from agentinfer.collab_lang.controller import Model
 from agentinfer.collab_lang.virtual_model.engine import Answer, EngineLost
 from agentinfer.collab_lang.virtual_model.incoming import Incoming
 from agentinfer.collab_lang.virtual_model.outgoing import turn_body
-from agentinfer.collab_lang.virtual_model.proxy import answer_headers
+from agentinfer.collab_lang.virtual_model.proxy import answer_headers, request_headers
 from agentinfer.collab_lang.virtual_model.refusals import RefusedError
 from agentinfer.collab_lang.virtual_model.turns import OpenTurn, Turns
 from agentinfer.messages import Api, Conversation, Reply
@@ -45,7 +45,7 @@ class OtherDoor:
             while True:
                 engine = self._turns.engines[turn.choice.model]
                 sent = orjson.dumps(turn_body(incoming.body, engine, turn.turn.session_id, turn.turn.parent_id))
-                headers = {"Content-Type": "application/json"} | _versions(request)
+                headers = request_headers(request, engine)
                 response: web.StreamResponse | None = None
                 try:
                     async with engine.open("POST", request.path, sent, headers, is_turn=True) as answer:
@@ -107,10 +107,6 @@ def _read(api: Api, raw: bytes, is_stream: bool) -> Reply:
         return Reply.from_json(api, orjson.loads(raw))
     except orjson.JSONDecodeError:
         return Reply()
-
-
-def _versions(request: web.Request) -> dict[str, str]:
-    return {name: value for name, value in request.headers.items() if name.lower().startswith("anthropic-")}
 
 
 def _as_chat(turn: OpenTurn, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ _NOT_PASSED: Final = frozenset(
         "host",
         "content-length",
         "accept-encoding",
+        "content-encoding",
         "expect",
     )
 )
@@ -30,9 +31,7 @@ _NOT_PASSED: Final = frozenset(
 
 async def hand_on(request: web.Request, engine: Engine, body: bytes | None) -> web.StreamResponse:
     """Asks `engine` what `request` asks, with `body`, and answers what it answers. Raises RefusedError (503)."""
-    passed = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
-    if engine.address.api_key is not None:
-        passed.pop("Authorization", None)
+    passed = request_headers(request, engine)
     response: web.StreamResponse | None = None
     try:
         async with engine.open(
@@ -49,6 +48,12 @@ async def hand_on(request: web.Request, engine: Engine, body: bytes | None) -> w
         if response is not None:
             raise ConnectionResetError("the engine was lost in the middle of its answer") from lost
         raise RefusedError(503, f"the {engine.role} model's engine does not answer: {lost}") from lost
+
+
+def request_headers(request: web.Request, engine: Engine) -> dict[str, str]:
+    """The client's headers as they go to `engine`, whose own key, where it has one, stands in for the client's."""
+    left_out = _NOT_PASSED if engine.address.api_key is None else _NOT_PASSED | {"authorization"}
+    return {name: value for name, value in request.headers.items() if name.lower() not in left_out}
 
 
 def answer_headers(answer: Answer) -> dict[str, str]:

@@ -32,8 +32,6 @@ class ReplyStream:
         self._pieces_before = 0
         self.num_sent_pieces = 0
         """Pieces of text that went out, each a token or more."""
-        self.is_finished = False
-        """Whether the model came to the end of the reply."""
 
     @property
     def sent_text(self) -> str:
@@ -50,7 +48,6 @@ class ReplyStream:
         choices = named.get("choices") or []
         ends = any(choice.get("finish_reason") for choice in choices)
         calls = any(_delta(choice).get("tool_calls") for choice in choices)
-        self.is_finished = self.is_finished or ends
         if self._held or ends or calls or not choices:
             self._held.append(named)
             return []
@@ -69,7 +66,6 @@ class ReplyStream:
         self._usage = None
         self._pieces_before = self.num_sent_pieces
         self._is_resumed = True
-        self.is_finished = False
 
     def rest(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The chunks that were held; the last ones have `about` in the field `agentinfer`."""

@@ -81,7 +81,7 @@ class Warming:
         self, session: CollabSession, engine: Engine, request: Mapping[str, Any]
     ) -> dict[str, int] | None:
         """`prompt_tokens` and `computed_tokens`; None where the prompt was not computed to its end."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **session.routing}
         if engine.prefills_ahead:
             async with engine.open("POST", _PREFILL_PATH, orjson.dumps(request), headers) as answer:
                 raw = await answer.read()
