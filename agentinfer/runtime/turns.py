@@ -14,7 +14,8 @@ from agentinfer.sessions import Turn, TurnUsage
 
 if TYPE_CHECKING:
     from agentinfer.compress.composition import Composition
-    from agentinfer.runtime.compression.door import Asked
+    from agentinfer.runtime.prefill.door import Asked
+    from agentinfer.runtime.exchange import App
 
 # Bound by the HTTP middleware for the request being served; a copy of the context reaches every task made for it.
 current_turn: ContextVar[FollowedTurn | None] = ContextVar("agentinfer_turn", default=None)

@@ -109,16 +109,15 @@ class PromptDoor:
         wanted = Wanted()
         token = wanted_prompt.set(wanted)
         try:
-            status, answer = await self._post(
-                asked.scope, {**asked.fields, "messages": list(messages), "stream": False}
-            )
+            status, answer = await self.post(asked.scope, {**asked.fields, "messages": list(messages), "stream": False})
         finally:
             wanted_prompt.reset(token)
         if wanted.prompt is None:
             raise DoorError(f"{wanted.why_not}: {answer[:300].decode(errors='replace')}", status)
         return wanted.prompt
 
-    async def _post(self, scope: Scope, body: Mapping[str, Any]) -> tuple[int, bytes]:
+    async def post(self, scope: Scope, body: Mapping[str, Any]) -> tuple[int, bytes]:
+        """The app's HTTP status and answer to a request of the client whose scope this is."""
         raw = orjson.dumps(body)
         own = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
         inner = {**scope, "headers": [*scope["headers"], *own], "state": {}, "extensions": {}}
