@@ -537,7 +537,7 @@ def test_an_engine_that_renders_nothing_is_sent_a_guess_and_says_so(
     large.routes.remove("/tokenize")
     three_steps.run(question="Why?", backend=backend(large, small)).sync()
     assert large.turns()[0]["text"] == "SYSTEM:Be brief.\nUSER:Why?\nASSISTANT:"
-    assert "guessed from its name" in caplog.text
+    assert "guessed from the model's name" in caplog.text
 
 
 def test_a_message_of_the_user_that_a_model_writes_is_in_its_format(large: FakeEngine, small: FakeEngine) -> None:

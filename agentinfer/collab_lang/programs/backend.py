@@ -27,7 +27,8 @@ from agentinfer.collab_lang.controller import Model
 from agentinfer.collab_lang.hand_over import EscalationRate, HandOvers
 from agentinfer.collab_lang.programs.branch import Branch, RunTemplate, branch_of
 from agentinfer.collab_lang.programs.conversation import Place, Written, has_loose_text, place, written
-from agentinfer.collab_lang.programs.engine import Engine, EngineFailure, Turn
+from agentinfer.collab_lang.programs.endpoint import EngineFailure, Turn
+from agentinfer.collab_lang.programs.engine import Engine
 from agentinfer.collab_lang.programs.rendering import Refusal
 from agentinfer.collab_lang.programs.tool_time import EndedStep, ToolTime
 from agentinfer.collab_lang.settings import Check, CollabSettings

@@ -28,7 +28,7 @@ def judge(engine: Engine, what: Written, kind: Check, hints: Mapping[str, Any]) 
     """What the engine's model says of the last step of `what`. Raises EngineFailure and Refusal."""
     if kind is Check.VERDICT:
         asked = what.followed_by("user", progress.QUESTION_FOR_VALUE)
-        p_true = _p_true(engine, asked, _WORDS)
+        p_true = _p_true(engine, asked, _WORDS, hints)
         if p_true is not None:
             return Judgement(p_true >= 0.5, p_true)
         return progress.read_value(_answer(engine, asked, progress.VALUE_REGEX, progress.VALUE_MAX_TOKENS, hints))
@@ -39,7 +39,7 @@ def judge(engine: Engine, what: Written, kind: Check, hints: Mapping[str, Any]) 
         return None
     # The words bring the space before them: both tokenizers have it within the word's first token.
     begun = Written(asked.messages, asked.role, asked.begun + before_value + tag)
-    return progress.read_block(block, _p_true(engine, begun, tuple(f" {word}" for word in _WORDS)))
+    return progress.read_block(block, _p_true(engine, begun, tuple(f" {word}" for word in _WORDS), hints))
 
 
 def _answer(engine: Engine, asked: Written, regex: str, max_tokens: int, hints: Mapping[str, Any]) -> str:
@@ -48,12 +48,12 @@ def _answer(engine: Engine, asked: Written, regex: str, max_tokens: int, hints: 
     return str(text)
 
 
-def _p_true(engine: Engine, asked: Written, words: tuple[str, ...]) -> float | None:
+def _p_true(engine: Engine, asked: Written, words: tuple[str, ...], hints: Mapping[str, Any]) -> float | None:
     """The probability of the first word against the second; None where the engine shows no tokens of its prompts."""
     try:
         prompt = engine.renderer().in_tokens(engine.renderer().prompt(asked, is_thinking=False))
         ids = [engine.renderer().word(each) for each in words]
     except Refusal:
         return None
-    first, second = engine.score(prompt, ids)
+    first, second = engine.score(prompt, ids, hints)
     return 1.0 / (1.0 + math.exp(min(700.0, second - first)))

@@ -1,8 +1,4 @@
-"""One engine of the pair: a plain `RuntimeEndpoint`, given prompts and hints of our own, and watched for failures.
-
-SGLang's endpoint builds each request from a program and lets a subclass see it in one place, `_add_images`. So all its
-methods serve us, selection with its token healing included, with a `Turn` in the program's place.
-"""
+"""One engine of the pair: what it is asked for, and what its failures look like."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
@@ -23,77 +18,17 @@ from sglang.utils import http_request
 from agentinfer.clock import Clock
 from agentinfer.collab_lang.controller import Model
 from agentinfer.collab_lang.programs.conversation import Written
-from agentinfer.collab_lang.programs.rendering import Prompt, Refusal, Renderer
-from agentinfer.errors import AgentInferError
+from agentinfer.collab_lang.programs.endpoint import EngineFailure, PromptedEndpoint, Turn, connect
+from agentinfer.collab_lang.programs.load import Load
+from agentinfer.collab_lang.programs.rendering import Refusal, Renderer
 
 Result = TypeVar("Result")
 
 # How long an engine that did not answer is left alone before a step tries it again.
 _REST_S: Final = 5.0
-# Over this time the share is taken for which an engine is busy with us.
-_LOAD_WINDOW_S: Final = 10.0
 _PREFILL_PATH: Final = "/agentinfer/prefill"
 # What an engine that is gone, starting, overloaded or broken looks like from here.
 _NO_ANSWER: Final = (OSError, http.client.HTTPException, json.JSONDecodeError)
-
-
-class EngineFailure(AgentInferError):
-    """One engine did not do what it was asked. `is_down`: it does not answer; else it refused this request."""
-
-    def __init__(self, message: str, is_down: bool) -> None:
-        super().__init__(message)
-        self.is_down = is_down
-
-
-@dataclass(slots=True)
-class Turn:
-    """Stands in for a program in SGLang's own endpoint methods: `text_` and `images_` are what they read of one.
-
-    `choice_prompts` are the prompts of a selection, each with its choice.
-    """
-
-    prompt: Prompt
-    hints: Mapping[str, Any]
-    choice_prompts: tuple[Prompt, ...] = ()
-    images_: list[Any] = field(default_factory=list)
-
-    @property
-    def text_(self) -> str:
-        return self.prompt.text if self.prompt.text is not None else self.prompt.ending
-
-    def fill(self, data: dict[str, Any]) -> None:
-        """Puts the prompt, the session and the hints into a request."""
-        text = data.get("text")
-        if isinstance(text, list):
-            prompts = self.choice_prompts
-            if prompts and all(each.ids is not None for each in prompts):
-                del data["text"]
-                data["input_ids"] = [list(each.ids or ()) for each in prompts]
-        elif text is not None:
-            if self.prompt.ids is not None:
-                del data["text"]
-                data["input_ids"] = list(self.prompt.ids)
-            data["session_id"] = self.hints["session"]
-            data["agentinfer"] = dict(self.hints)
-        stop = data["sampling_params"].get("stop", ())
-        if self.prompt.stop:
-            own = [stop] if isinstance(stop, str) else list(stop or ())
-            data["sampling_params"]["stop"] = [*own, *self.prompt.stop]
-
-
-class _Endpoint(RuntimeEndpoint):
-    """A user's endpoint, connected already, with the two changes that the module's docstring names."""
-
-    def __init__(self, plain: RuntimeEndpoint) -> None:
-        self.__dict__.update(plain.__dict__)
-
-    def _add_images(self, s: Turn, data: dict[str, Any]) -> None:
-        s.fill(data)
-
-    def _assert_success(self, res: Any) -> None:
-        if res.status_code != 200:
-            text = getattr(res, "text", None) or res.json()
-            raise EngineFailure(f"HTTP {res.status_code}: {str(text)[:300]}", is_down=res.status_code >= 500)
 
 
 class Engine:
@@ -109,7 +44,7 @@ class Engine:
         self._has_prefill = True
         plain = getattr(where, "endpoint", where)
         self._url = plain if isinstance(plain, str) else plain.base_url
-        self._endpoint = None if isinstance(plain, str) else _Endpoint(plain)
+        self._endpoint = None if isinstance(plain, str) else PromptedEndpoint(plain)
         self._renderer: Renderer | None = None
 
     @property
@@ -126,7 +61,7 @@ class Engine:
         with self._lock:
             if self._endpoint is None:
                 with self._watched():
-                    self._endpoint = _connect(self._url)
+                    self._endpoint = connect(self._url)
             return self._endpoint
 
     def turn(
@@ -170,13 +105,15 @@ class Engine:
     def cache_prefix(self, text: str) -> None:
         self._ask(lambda: self.endpoint().cache_prefix(text))
 
-    def score(self, prompt: Sequence[int], words: Sequence[Sequence[int]]) -> list[float]:
+    def score(self, prompt: Sequence[int], words: Sequence[Sequence[int]], hints: Mapping[str, Any]) -> list[float]:
         """The log-probability of each of `words` as what `prompt` goes on with. Raises Refusal too."""
         body = {
             "input_ids": [[*prompt, *word] for word in words],
             "sampling_params": {"max_new_tokens": 0, "temperature": 0},
             "return_logprob": True,
             "logprob_start_len": len(prompt) - 1,
+            "session_id": hints["session"],
+            "agentinfer": dict(hints),
         }
         answers = self.post("/generate", body)
         # The first of them is the prompt's own last token.
@@ -190,8 +127,11 @@ class Engine:
             try:
                 self.post(_PREFILL_PATH, {**prompt, "agentinfer": dict(turn.hints)})
                 return
-            except Refusal:
-                self._has_prefill = False  # stock SGLang, or a launcher without it
+            except Refusal as refusal:
+                # Stock SGLang, or a launcher without it; else it has no room for this one.
+                self._has_prefill = not refusal.is_missing
+                if self._has_prefill:
+                    raise
         self.commit(turn)
 
     def commit(self, turn: Turn) -> None:
@@ -208,7 +148,8 @@ class Engine:
             if response.status_code in (502, 503, 504):
                 raise EngineFailure(f"HTTP {response.status_code}", is_down=True)
             if response.status_code >= 400:
-                raise Refusal(f"{path}: HTTP {response.status_code}: {str(response.text)[:300]}")
+                is_missing = response.status_code in (404, 405)
+                raise Refusal(f"{path}: HTTP {response.status_code}: {str(response.text)[:300]}", is_missing)
             return response.json()
 
     def renderer(self) -> Renderer:
@@ -242,45 +183,3 @@ class Engine:
 
     def _rest(self) -> None:
         self._down_until_s = self._clock.monotonic_s() + _REST_S
-
-
-def _connect(url: str) -> _Endpoint:
-    try:
-        return _Endpoint(RuntimeEndpoint(url))
-    except RuntimeError as error:
-        raise EngineFailure(f"/get_model_info: {error}", is_down=True) from None
-
-
-class Load:
-    """The share of the last seconds for which an engine worked on requests of ours. Others' are not seen from here."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._running = 0
-        self._share = 0.0
-        self._at_s = clock.monotonic_s()
-
-    @property
-    def share(self) -> float:
-        with self._lock:
-            self._advance()
-            return self._share
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        with self._lock:
-            self._advance()
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._advance()
-                self._running -= 1
-
-    def _advance(self) -> None:
-        now_s = self._clock.monotonic_s()
-        kept = math.exp((self._at_s - now_s) / _LOAD_WINDOW_S)
-        self._share = self._share * kept + (1.0 - kept) * (self._running > 0)
-        self._at_s = now_s

@@ -23,6 +23,8 @@ Post = Callable[[str, dict[str, Any]], Any]
 
 # What opens the reply of a model that thinks first, closed again. Templates that know neither name ignore them.
 NO_THINKING: Final = {"enable_thinking": False, "thinking": False}
+# What SGLang's chat API knows; a program may make up others.
+_ROLES: Final = frozenset(("system", "developer", "user", "assistant", "tool"))
 # Stands where a message that is no assistant's goes on; in no template and no vocabulary.
 _HERE: Final = "[here-7c1f]"
 # Two messages that could come next, and have not even a first character in common.
@@ -30,7 +32,11 @@ _NEXT_TEXTS: Final = ("done", "0")
 
 
 class Refusal(Exception):
-    """The engine has no such route, or refuses what it was sent; the text says which and why."""
+    """The engine refuses what it was sent, or has no such route (`is_missing`); the text says which and why."""
+
+    def __init__(self, message: str, is_missing: bool = False) -> None:
+        super().__init__(message)
+        self.is_missing = is_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +84,13 @@ class Renderer:
                 ids = self._ids_of_text(self._text_up_to(what.messages, str(what.role)) + what.begun)
         except Refusal as error:
             logger.warning(
-                "%s renders no chat (%s); its prompts are in the format %r, guessed from its name: it may speak worse",
+                "%s does not render this chat (%s); the prompt is in the format %r, guessed from the model's name, in "
+                "which it may speak worse",
                 self._name,
                 error,
                 self._guess.name,
             )
-            self._is_guessing = True
+            self._is_guessing = error.is_missing
             return self._guessed(what)
         return Prompt(ids=tuple(ids), ending=what.begun or self._last_text(ids))
 
@@ -111,8 +118,8 @@ class Renderer:
         return self._ids_of[text]
 
     def _reply_ids(self, messages: Sequence[Message], begun: str, is_thinking: bool) -> list[int]:
-        if any(each["role"] == "tool" for each in messages) and not self._knows_tool_role():
-            messages = [_as_user(each) for each in messages]
+        known = _ROLES if self._knows_tool_role(messages) else _ROLES - {"tool"}
+        messages = [each if each["role"] in known else {**each, "role": "user"} for each in messages]
         if not self._is_strict:
             try:
                 return self._tokenize([*messages, {"role": "assistant", "content": begun}], is_thinking)
@@ -155,8 +162,9 @@ class Renderer:
             self._text_of[ids[-1]] = self._text(ids[-1:])
         return self._text_of[ids[-1]]
 
-    def _knows_tool_role(self) -> bool:
-        if self._takes_tool_role is None:
+    def _knows_tool_role(self, messages: Sequence[Message]) -> bool:
+        """Whether the template shows a tool's message, asked of the engine when the first one comes."""
+        if self._takes_tool_role is None and any(each["role"] == "tool" for each in messages):
             start: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
             end = {"role": "assistant", "content": ""}
             try:
@@ -164,18 +172,18 @@ class Renderer:
                 self._takes_tool_role = _HERE in found
             except Refusal:
                 self._takes_tool_role = False
-        return self._takes_tool_role
+        return bool(self._takes_tool_role)
 
     def _guessed(self, what: Written) -> Prompt:
         known = self._guess.role_prefix_and_suffix
-        messages = [each if each["role"] in known else _as_user(each) for each in what.messages]
+        messages = [each if each["role"] in known else {**each, "role": "user"} for each in what.messages]
         prefix, _ = self._guess.get_prefix_and_suffix(str(what.role), messages)
         text = self._guess.get_prompt(messages) + prefix + what.begun
         return Prompt(text=text, ending=text, stop=tuple(self._guess.stop_str))
 
 
 def in_turns(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation for a template that knows only user and assistant, one after the other, the user first."""
+    """The same conversation for a template that knows only user and assistant, one after the other."""
     turns: list[Message] = []
     for message in messages:
         role = "assistant" if message["role"] == "assistant" else "user"
@@ -184,7 +192,3 @@ def in_turns(messages: Sequence[Message]) -> list[Message]:
         else:
             turns.append({"role": role, "content": message["content"]})
     return turns
-
-
-def _as_user(message: Message) -> Message:
-    return {**message, "role": "user"} if message["role"] not in ("system", "user", "assistant") else message

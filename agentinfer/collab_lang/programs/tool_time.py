@@ -25,7 +25,8 @@ from agentinfer.collab_lang.hand_over import EscalationRate, HandOvers
 from agentinfer.collab_lang.programs import checks
 from agentinfer.collab_lang.programs.branch import Branch, PendingCheck, Switch
 from agentinfer.collab_lang.programs.conversation import Place, Written, message_at
-from agentinfer.collab_lang.programs.engine import Engine, EngineFailure, Turn
+from agentinfer.collab_lang.programs.endpoint import EngineFailure, Turn
+from agentinfer.collab_lang.programs.engine import Engine
 from agentinfer.collab_lang.programs.rendering import Prompt, Refusal
 from agentinfer.collab_lang.progress import Judgement, verdict
 from agentinfer.collab_lang.settings import Check, CollabSettings
