@@ -20,6 +20,7 @@ from agentinfer.runtime.collab.command_lines import (
 )
 from agentinfer.runtime.collab.role_flags import canonical
 
+READS_AHEAD = "--agentinfer-prefill-route"
 PAIR = ("--model-path", "org/Big", "--small-model-path", "org/Little")
 
 
@@ -40,6 +41,8 @@ def own_words(lines: CommandLines, role: str) -> list[str]:
     for flag in ("--model-path", "--served-model-name", "--host", "--port"):
         index = argv.index(flag)
         del argv[index : index + 2]
+    if READS_AHEAD in argv:
+        argv.remove(READS_AHEAD)
     return argv
 
 
@@ -48,11 +51,11 @@ def test_each_engine_has_its_model_a_name_and_a_port_of_its_own() -> None:
     large, small = engine(lines, "large"), engine(lines, "small")
     assert large.argv == (
         *("--model-path", "org/Big", "--served-model-name", "org/Big"),
-        *("--host", "127.0.0.1", "--port", "20001"),
+        *("--host", "127.0.0.1", "--port", "20001", READS_AHEAD),
     )
     assert small.argv == (
         *("--model-path", "org/Little", "--served-model-name", "org/Little"),
-        *("--host", "127.0.0.1", "--port", "20002"),
+        *("--host", "127.0.0.1", "--port", "20002", READS_AHEAD),
     )
     assert (small.model_path, small.model, small.base_url) == ("org/Little", "org/Little", "http://127.0.0.1:20002")
     assert lines.door == Door("127.0.0.1", 30_000, None)
@@ -124,6 +127,20 @@ def test_what_memory_is_split_by_is_read_from_both_parts() -> None:
     assert (large.dtype, small.kv_cache_dtype, large.chunked_prefill_tokens) == ("half", "fp8_e5m2", None)
     assert lines.shared_fraction == 0.8
     assert "--mem-fraction-static" not in large.argv + small.argv
+
+
+@pytest.mark.parametrize(
+    ("flags", "reads_ahead"),
+    [
+        ([], True),
+        (["--no-agentinfer-collab-warm"], False),
+        (["--no-agentinfer-sessions"], False),
+        (["--no-agentinfer-prefill-route"], False),
+    ],
+)
+def test_engines_can_read_ahead_unless_that_is_off(flags: list[str], reads_ahead: bool) -> None:
+    lines = plan(*PAIR, *flags)
+    assert [READS_AHEAD in engine(lines, role).argv for role in ("large", "small")] == [reads_ahead] * 2
 
 
 # ---- files that are written

@@ -7,7 +7,7 @@ tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Final
 
@@ -29,6 +29,7 @@ _DEFAULT_HOST, _DEFAULT_PORT = "127.0.0.1", 30_000  # SGLang's
 
 # Options of ours that name a file or a folder that the server writes: two servers must not write the same one.
 WRITTEN_FILES: Final = ("record", "spec_store", "sched_latency_file", "compress_store")
+_READING_AHEAD = all_options()["prefill_route"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ def command_lines(
             engines[role] = Elsewhere(role, urls[role], names[role], key)
         else:
             files = _own_files(role, parts, resolved) if not urls else {}
-            engines[role] = _engine(role, parts, resolved.config.collab, str(names[role]), free_port(), files)
+            line = _engine(role, parts, resolved.config.collab, str(names[role]), free_port(), files)
+            engines[role] = replace(line, argv=(*line.argv, *_for_reading_ahead(resolved)))
     _refuse_one_file_twice(engines)
     return CommandLines(_door(parts), engines, _fraction(parts.shared, "--mem-fraction-static"))
 
@@ -169,6 +171,12 @@ def _engine(
         kv_cache_dtype=parts.value(role, "--kv-cache-dtype"),
         chunked_prefill_tokens=chunk_tokens if chunk_tokens > 0 else None,
     )
+
+
+def _for_reading_ahead(resolved: ResolvedConfig) -> list[str]:
+    """What an engine needs so that the silent model can read ahead, unless the user said something about it."""
+    is_wanted = resolved.config.collab.collab_warm and resolved.config.sessions.enabled
+    return [_READING_AHEAD.flag] if is_wanted and resolved.sources[_READING_AHEAD.name] == "default" else []
 
 
 def _base_urls(parts: Parts, config: CollabConfig) -> dict[Role, str]:

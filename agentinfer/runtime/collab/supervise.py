@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import signal
 import socket
@@ -43,6 +44,7 @@ def serve_pair(
     """
     lines = command_lines(argv, read_config_file(argv), line.resolved, different_ports())
     front_settings(line.resolved.config, lines.door.api_key)  # what it refuses is better refused now
+    logging.basicConfig(level=logging.INFO, format="agentinfer: %(message)s", stream=sys.stdout)
     with tempfile.TemporaryDirectory(prefix="agentinfer-collab-") as folder:
         try:
             return asyncio.run(_Supervisor(lines, line.resolved.config, environ, make_app, Path(folder)).serve())
