@@ -146,12 +146,14 @@ def _prefill(config: AgentInferConfig, clock: Clock, channel: SchedulerChannel |
     if not config.prefill_route.enabled:
         return None
     from agentinfer.metrics import PrefillMetrics
+    from agentinfer.runtime.prefill.job import Computer
     from agentinfer.runtime.prefill.service import PrefillService
     from agentinfer.runtime.prefill.warming import Pace
     from agentinfer.runtime.scoring import served_manager
 
-    max_jobs = config.prefill_route.prefill_max
-    return PrefillService(max_jobs, Pace(clock), served_manager(), clock, PrefillMetrics(), channel)
+    pace = Pace(clock)
+    computer = Computer(pace, served_manager(), clock)
+    return PrefillService(config.prefill_route.prefill_max, pace, computer, clock, PrefillMetrics(), channel)
 
 
 def _prefill_of(follower: TurnFollower) -> PrefillService:

@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry
 
 from agentinfer.clock import ManualClock, SystemClock
 from agentinfer.metrics import PrefillMetrics
-from agentinfer.runtime.prefill import service as service_module
+from agentinfer.runtime.prefill import job as job_module
 from agentinfer.runtime.prefill.door import Asked, DoorError, PromptDoor, chat_scope
 from agentinfer.runtime.prefill.engine import Prompt, wanted_prompt
+from agentinfer.runtime.prefill.job import Computer
 from agentinfer.runtime.prefill.routes import prefill_routes
 from agentinfer.runtime.prefill.service import PrefillService
 from agentinfer.runtime.prefill.warming import Pace
@@ -98,7 +99,7 @@ class Server:
         self.service = PrefillService(
             max_jobs,
             self.pace,
-            manager,
+            Computer(self.pace, manager, SystemClock()),
             SystemClock(),
             PrefillMetrics(CollectorRegistry()),
             self.channel,  # type: ignore[arg-type]
@@ -106,7 +107,7 @@ class Server:
         self.service.serve_through(chat_app)
         self.app = FastAPI()
         self.app.include_router(prefill_routes(lambda: self.service, ("m",)))
-        monkeypatch.setattr(service_module, "compute", self.engine.compute)
+        monkeypatch.setattr(job_module, "compute", self.engine.compute)
 
     def post(self, body: Any, client: asyncio.Event | None = None) -> asyncio.Task[tuple[int, Any]]:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -301,6 +302,24 @@ def test_computing_ends_after_the_piece_that_runs(how, monkeypatch) -> None:
     story(work)
 
 
+def test_a_piece_that_is_not_computed_is_taken_back(monkeypatch) -> None:
+    """As one that the scheduler holds back."""
+
+    async def work() -> None:
+        server = Server(monkeypatch)
+        monkeypatch.setattr(job_module, "GIVE_UP_S", 0.02)
+        server.engine.gate = asyncio.Event()
+        answer = server.post(chat())
+        await server.engine.in_piece.wait()
+        assert await server.delete("s") == 200
+        _, told = await answer
+        assert (told["ended"], told["computed_tokens"], server.engine.ended) == ("cancelled", 0, [])
+        server.engine.gate.set()
+        assert (await server.post(chat()))[1]["completed"], "the engine is free again"
+
+    story(work)
+
+
 def test_a_session_that_is_over_ends_it_and_is_forgotten(monkeypatch) -> None:
     async def work() -> None:
         server = Server(monkeypatch)
@@ -319,7 +338,7 @@ def test_a_cache_without_room_ends_it(monkeypatch) -> None:
         async def compute(prompt: Prompt, num_tokens: int, session_id: str, now_s: float) -> int:
             return num_tokens
 
-        monkeypatch.setattr(service_module, "compute", compute)
+        monkeypatch.setattr(job_module, "compute", compute)
         status, told = await server.post(chat("x" * 9000))
         assert (status, told["completed"], told["ended"]) == (200, False, "no_room")
 

@@ -33,7 +33,7 @@ def prefill_routes(service: Callable[[], PrefillService], served_models: Collect
             try:
                 await asyncio.wait((job.task, gone), return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
-                    service().stop(job, "client_gone")
+                    job.stop("client_gone")
                 return JSONResponse(asdict(await job.task))
             finally:
                 gone.cancel()
