@@ -17,7 +17,8 @@ from typing import Any
 import aiohttp
 
 from agentinfer.compress.extractive import ExtractiveDistiller
-from agentinfer.compress.middleware import RECALL, MemoryCompressor
+from agentinfer.compress.middleware import MemoryCompressor
+from agentinfer.compress.recall import RECALL
 from agentinfer.compress.settings import Settings
 
 SESSION = "example"

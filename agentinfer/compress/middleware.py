@@ -11,7 +11,6 @@ to warm here, so a note swaps in at the first call after it is there.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import OrderedDict
@@ -22,7 +21,8 @@ from typing import Any, Final
 from agentinfer.compress.assignment import assignment_of
 from agentinfer.compress.distiller import Distiller
 from agentinfer.compress.job import Command, CompressionJob, Distil, Ended, Warm
-from agentinfer.compress.memory import parse_observation_id
+from agentinfer.compress.memory import Observation
+from agentinfer.compress.recall import found, recall_tool, recalled
 from agentinfer.compress.settings import Settings
 from agentinfer.compress.store import CompositionStore
 from agentinfer.messages import Conversation, Message
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 OpenAIMessage = Mapping[str, Any]
 _SESSION_BYTES: Final = 32 << 20
 _MAX_SESSIONS: Final = 1024
-RECALL: Final = "recall"
 
 
 @dataclass(slots=True)
@@ -90,41 +89,15 @@ class MemoryCompressor:
     def recall(self, session_id: str, obs_id: str) -> str:
         """The text of a result that was taken out, as it was. Raises ValueError for what is no id, KeyError for an
         unknown one."""
-        index = parse_observation_id(obs_id)
-        session = self._sessions.get(session_id)
-        latest = session.compositions.latest(session_id) if session is not None else None
-        taken = latest.taken if latest is not None else {}
-        if index not in taken:
-            raise KeyError(f"{obs_id}: nothing of that id was taken out of session {session_id}")
-        return taken[index].text
+        return found(self._taken(session_id), obs_id)
 
     def recall_tool(self) -> dict[str, Any]:
         """A tool to offer to the model, so that it can read again what its notes only name."""
-        return {
-            "type": "function",
-            "function": {
-                "name": RECALL,
-                "description": "Read again the full text of an earlier tool result that now shows only its id.",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"id": {"type": "string", "description": "the id in the brackets, such as o12"}},
-                    "required": ["id"],
-                },
-            },
-        }
+        return recall_tool()
 
     def handle_recall(self, session_id: str, arguments: str | Mapping[str, Any]) -> str:
         """Answers a call of `recall_tool`. A wrong call is answered by what is wrong with it; nothing is raised."""
-        try:
-            given = json.loads(arguments) if isinstance(arguments, str) else arguments
-            name = given.get("id") if isinstance(given, Mapping) else None
-            if not isinstance(name, str):
-                return f'recall: expected {{"id": "o12"}}, got {arguments!r:.200}'
-            return self.recall(session_id, name.strip().strip("[]"))
-        except KeyError as error:
-            return f"recall: {error.args[0]}"
-        except ValueError as error:
-            return f"recall: {error}"
+        return recalled(self._taken(session_id), arguments)
 
     def close(self, session_id: str | None = None) -> None:
         """Ends the jobs of one session, or of all, and forgets what was taken out of them."""
@@ -132,6 +105,11 @@ class MemoryCompressor:
             session = self._sessions.pop(name, None)
             if session is not None:
                 self._follow(name, session, session.job.cancel("closed"))
+
+    def _taken(self, session_id: str) -> Mapping[int, Observation]:
+        session = self._sessions.get(session_id)
+        latest = session.compositions.latest(session_id) if session is not None else None
+        return latest.taken if latest is not None else {}
 
     def _composed(self, session_id: str, messages: Sequence[Any]) -> list[Any]:
         conversation = _conversation(messages)

@@ -17,8 +17,9 @@ from aiohttp.test_utils import TestServer
 from agentinfer.compress.distiller import Assignment
 from agentinfer.compress.extractive import ExtractiveDistiller
 from agentinfer.compress.graph_middleware import GraphMemory, as_openai
-from agentinfer.compress.middleware import RECALL, MemoryCompressor
+from agentinfer.compress.middleware import MemoryCompressor
 from agentinfer.compress.note import Line, Note
+from agentinfer.compress.recall import RECALL
 from agentinfer.compress.settings import Settings
 
 SETTINGS = Settings(threshold_tokens=500, keep_recent_steps=1)
