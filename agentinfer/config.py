@@ -144,6 +144,9 @@ class CompressionConfig(Feature):
     )
     compress_keep_steps: int = option(3, "the last steps of a session keep their tool results whole", low=1, high=1_000)
     compress_payloads: bool = option(False, "cut long texts in the arguments of old tool calls as well")
+    compress_recall: bool = option(
+        False, "offer the model a tool `recall` that reads again what was taken out; the server answers it itself"
+    )
     compress_model: str = option(
         "extractive",
         "who writes the notes: extractive (no model), engine (the served model), or the base URL of an OpenAI API",

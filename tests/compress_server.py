@@ -17,6 +17,7 @@ from agentinfer.compress.settings import Settings
 from agentinfer.compress.store import CompositionStore
 from agentinfer.metrics import CompressionMetrics, Metrics
 from agentinfer.runtime.compression import jobs
+from agentinfer.runtime.compression.recall.offer import Recall
 from agentinfer.runtime.compression.service import CompressionService
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.http import FollowTurns
@@ -41,11 +42,20 @@ class Noting:
 
 
 class Server:
-    """The middleware with compression on, around an app that keeps what it got; `computed` are the pieces."""
+    """The middleware with compression on, around an app that keeps what it got; `computed` are the pieces.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, distiller: Noting | None = None, **settings: Any) -> None:
+    The app calls a tool at each turn, or says what is next in `replies`. `warmed` are the requests that were asked for
+    their prompt, `answers` what the client got.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, distiller: Noting | None = None, recall: bool = False, **settings: Any
+    ) -> None:
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.computed: list[int] = []
+        self.warmed: list[dict[str, Any]] = []
+        self.replies: list[dict[str, Any]] = []
+        self.answers: list[dict[str, Any]] = []
         clock = SystemClock()
         small = {"threshold_tokens": 100, "keep_recent_steps": 1, "warm_share": 0.5}
         self.compression = CompressionService(
@@ -53,13 +63,15 @@ class Server:
             CompositionStore(1 << 20),
             lambda door, asked: distiller or Noting(),
             clock,
-            CompressionMetrics(CollectorRegistry()),
+            metrics := CompressionMetrics(CollectorRegistry()),
             Counts(),
+            recall=Recall(1 << 20, metrics) if recall else None,
         )
         self.table = SessionTable(10, 60, clock, lambda: "s", on_gone=lambda gone: self.follower.session_gone(gone))
         facts = EngineFacts("m", "cpu", 1)
-        metrics = Metrics(CollectorRegistry())
-        self.follower = TurnFollower(self.table, clock, metrics, facts, about={}, compression=self.compression)
+        self.follower = TurnFollower(
+            self.table, clock, Metrics(CollectorRegistry()), facts, about={}, compression=self.compression
+        )
         self.refused: list[Exception] = []
         self.middleware = FollowTurns(self.app, lambda: self.follower, lambda: True, None, self.refused.append)
         self.middleware._follower = self.follower
@@ -77,6 +89,7 @@ class Server:
         body = json.loads(message["body"])
         wanted = wanted_prompt.get()
         if wanted is not None:
+            self.warmed.append(body)
             wanted.prompt = Prompt(tuple(json.dumps(body["messages"]).encode()), {}, None)
             status, answer = 400, {"error": "only the prompt"}
         else:
@@ -84,9 +97,12 @@ class Server:
             followed = current_turn.get()
             assert followed is not None
             num_tokens = sum(len(str(each.get("content"))) for each in body["messages"]) // 4
-            followed.observe({"prompt_tokens": num_tokens, "cached_tokens": 0, "completion_tokens": 1, "id": "r"})
-            reply = assistant("", call(f"call_{len(self.messages)}", "look"))
-            status, answer = 200, {"choices": [{"message": reply}]}
+            counts = {"prompt_tokens": num_tokens, "completion_tokens": 1}
+            followed.observe({**counts, "cached_tokens": 0, "id": f"r{len(self.got)}"})
+            called = assistant("", call(f"call_{len(self.messages)}", "look"))
+            reply = self.replies.pop(0) if self.replies else called
+            choice = {"message": reply, "finish_reason": "tool_calls" if reply.get("tool_calls") else "stop"}
+            status, answer = 200, {"choices": [choice], "usage": {**counts, "total_tokens": num_tokens + 1}}
         await send(
             {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
         )
@@ -107,8 +123,10 @@ class Server:
         headers = [(b"content-length", str(len(raw)).encode()), (b"authorization", b"Bearer of it")]
         await self.middleware({"type": "http", "method": "POST", "path": CHAT, "headers": headers}, receive, send)
         assert sent[0]["status"] == 200
-        call_id = f"call_{len(self.messages)}"
-        self.messages += [assistant("", call(call_id, "look")), tool(call_id, f"{len(self.messages)} " * 400)]
+        self.answers.append(json.loads(b"".join(each["body"] for each in sent[1:])))
+        reply = self.answers[-1]["choices"][0]["message"]
+        found = f"{len(self.messages)} " * 400
+        self.messages += [reply, *(tool(each["id"], found) for each in reply.get("tool_calls") or ())]
         return raw
 
     async def settle(self) -> None:

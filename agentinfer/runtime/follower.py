@@ -256,6 +256,12 @@ class TurnFollower:
         }
         if followed.composition is not None:
             seen |= {"composed": True, "saved_tokens": followed.saved_tokens}
+        if followed.recalled and usage is not None:
+            seen["recalled"] = {
+                "ids": followed.recalled,
+                "prompt_tokens": usage.again_prompt_tokens,
+                "cached_tokens": usage.again_cached_tokens,
+            }
         self.table.annotate(
             turn.session_id,
             inferred=view.notes.get("inferred", True) and turn.inferred,
@@ -283,10 +289,10 @@ class TurnFollower:
             self._causes[diagnosis.cause] += 1
             self._metrics.prefix(diagnosis.cause, diagnosis.tokens_lost)
         if usage is not None:
-            self._tokens["prompt_cached"] += usage.cached_tokens
-            self._tokens["prompt_computed"] += usage.prompt_tokens - usage.cached_tokens
+            self._tokens["prompt_cached"] += usage.all_cached_tokens
+            self._tokens["prompt_computed"] += usage.all_prompt_tokens - usage.all_cached_tokens
             self._tokens["completion"] += usage.completion_tokens
-            self._metrics.tokens(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+            self._metrics.tokens(usage.all_prompt_tokens, usage.all_cached_tokens, usage.completion_tokens)
 
     def _record(self, followed: FollowedTurn, reply: Reply) -> None:
         if self._recorder is None:

@@ -102,7 +102,8 @@ class FollowTurns:
         scope = _composed(follower, followed, scope, body, exchange)
         token = current_turn.set(followed)
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            app = self._app if followed.answering is None else followed.answering(self._app)
+            await app(scope, exchange.receive, exchange.send)
         finally:
             current_turn.reset(token)
             if not exchange.is_complete:
@@ -143,7 +144,7 @@ def _composed(
         exchange.replace_body(composed)
     except Exception:
         logger.exception("agentinfer: a turn of session %s goes on with its client's own words", followed.session_id)
-        followed.composition = followed.saved_tokens = None
+        followed.composition = followed.saved_tokens = followed.answering = None
         return scope
     headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")]
     return {**scope, "headers": [*headers, (b"content-length", str(len(composed)).encode())]}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from agentinfer.clock import Clock
@@ -44,8 +44,15 @@ class FollowedTurn:
     saved_tokens: int | None = None
     # Whether the turn before had another context, so that this prompt is not what that one left in the cache.
     is_swap: bool = False
+    # What serves it in place of the app, where the server has a tool of its own in the request; and the ids of the
+    # results that were read by it.
+    answering: Callable[[App], App] | None = field(default=None, repr=False)
+    recalled: list[str] = field(default_factory=list)
     # By engine request: one HTTP request may make several (samples, built-in tools), each counting from 0.
     _completion_tokens: dict[str, int] = field(default_factory=dict)
+    # By engine request, prompt and cached tokens of those that were made for what the server's own tool answered.
+    _again: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _is_again: bool = False
 
     @property
     def session_id(self) -> str:
@@ -66,18 +73,34 @@ class FollowedTurn:
         """The engine's counts, or None when it never answered."""
         if self.prompt_tokens is None:
             return None
-        return TurnUsage(self.prompt_tokens, self.cached_tokens, sum(self._completion_tokens.values()))
+        return TurnUsage(
+            self.prompt_tokens,
+            self.cached_tokens,
+            sum(self._completion_tokens.values()),
+            again_prompt_tokens=sum(prompt for prompt, _ in self._again.values()),
+            again_cached_tokens=sum(cached for _, cached in self._again.values()),
+        )
 
     def wire(self) -> dict[str, Any]:
         """The hints as they travel to the scheduler; session and turn are filled in where only we know them."""
         known = {"session": self.turn.session_id, "turn": self.turn.index, "parent": self.turn.parent_id}
         return {**{name: value for name, value in known.items() if value is not None}, **self.hints.to_wire()}
 
+    def ask_again(self) -> None:
+        """The engine is asked once more within this turn, with what the server's own tool answered."""
+        self._is_again = True
+        # What was forced is the turn's first answer.
+        self.hints = replace(self.hints, forced=None)
+
     def observe(self, meta_info: Mapping[str, Any]) -> None:
         """Take in what the engine says with a piece of output (SGLang's ``meta_info``)."""
         if self.first_token_s is None and meta_info.get("completion_tokens", 0) > 0:
             self.first_token_s = self._first_token_s(meta_info)
-        if self.prompt_tokens is None and "prompt_tokens" in meta_info:
+        if self._is_again:
+            if "prompt_tokens" in meta_info:
+                counts = (meta_info["prompt_tokens"], meta_info.get("cached_tokens", 0))
+                self._again.setdefault(meta_info.get("id", ""), counts)
+        elif self.prompt_tokens is None and "prompt_tokens" in meta_info:
             self.prompt_tokens = meta_info["prompt_tokens"]
             self.cached_tokens = meta_info.get("cached_tokens", 0)
         if "queue_time" in meta_info:

@@ -88,8 +88,8 @@ class SessionTable:
         if session is None:
             return
         if usage is not None:
-            session.prompt_tokens += usage.prompt_tokens
-            session.cached_tokens += usage.cached_tokens
+            session.prompt_tokens += usage.all_prompt_tokens
+            session.cached_tokens += usage.all_cached_tokens
             session.completion_tokens += usage.completion_tokens
         if reply is not None and not reply.is_empty and outcome != "error":
             file_turn(self._store.index, session.session_id, turn.conversation, reply, session.rewind_keys)

@@ -16,11 +16,25 @@ Outcome = Literal["ok", "client_gone", "error"]
 
 @dataclass(frozen=True, slots=True)
 class TurnUsage:
-    """Tokens of one turn as the engine counted them; `cached_tokens` of the `prompt_tokens` came from the cache."""
+    """Tokens of one turn as the engine counted them; `cached_tokens` of the `prompt_tokens` came from the cache.
+
+    `again_*` are those of further prompts within the turn, for answers of a tool that is the server's. Completion
+    tokens are of all together.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    again_prompt_tokens: int = 0
+    again_cached_tokens: int = 0
+
+    @property
+    def all_prompt_tokens(self) -> int:
+        return self.prompt_tokens + self.again_prompt_tokens
+
+    @property
+    def all_cached_tokens(self) -> int:
+        return self.cached_tokens + self.again_cached_tokens
 
 
 @dataclass(frozen=True, slots=True)

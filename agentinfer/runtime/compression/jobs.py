@@ -11,12 +11,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentinfer.clock import Clock
 from agentinfer.compress.assignment import assignment_of
 from agentinfer.compress.composition import Composition
 from agentinfer.compress.distiller import Distiller
+from agentinfer.compress.hidden import chain_of
 from agentinfer.compress.job import Command, CompressionJob, Distil, Ended, State, Warm
 from agentinfer.messages import Message
 from agentinfer.metrics import CompressionMetrics
@@ -25,6 +26,9 @@ from agentinfer.runtime.exchange import App
 from agentinfer.runtime.prefill.engine import compute
 from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, common_length, warm
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
+
+if TYPE_CHECKING:
+    from agentinfer.runtime.compression.recall.offer import Recall
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +70,7 @@ class JobRunner:
         clock: Clock,
         metrics: CompressionMetrics,
         channel: SchedulerChannel | None,
+        recall: Recall | None,
     ) -> None:
         self._choose_distiller = choose_distiller
         self._distil_timeout_s = distil_timeout_s
@@ -73,6 +78,7 @@ class JobRunner:
         self._clock = clock
         self._metrics = metrics
         self._channel = channel
+        self._recall = recall
         self._door: AppDoor | None = None
         self._stride = Stride()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -144,7 +150,7 @@ class JobRunner:
             channel.turn_begun()  # the scheduler's time goes on while its pieces wait
         try:
             assert asked is not None, "set with the job"
-            prompt = await door.prompt(asked, command.messages)
+            prompt = await door.prompt(*self._as_sent(job.composition, asked, session.history))
             session_id = _ahead(session.session_id)
 
             async def piece(num_tokens: int) -> int:
@@ -155,8 +161,7 @@ class JobRunner:
             num_known = 0
             if not common_length(prompt.ids, warmed.ids):
                 # What the turns themselves have put there: all before the first result that is taken.
-                own = session.history if session.active is None else session.active.sent(session.history)
-                now = await door.prompt(asked, tuple(message.as_openai() for message in own))
+                now = await door.prompt(*self._as_sent(session.active, asked, session.history))
                 num_known = common_length(prompt.ids, now.ids)
             await warm(prompt.ids, warmed, self.pace, self._stride, piece, num_known)
             commands = job.warmed(command.job, len(command.messages))
@@ -170,6 +175,17 @@ class JobRunner:
             self.num_pieces += warmed.num_pieces - before[1]
             self._metrics.warmed(computed)
         self.obey(session, commands)
+
+    def _as_sent(
+        self, composition: Composition | None, asked: Asked, history: Sequence[Message]
+    ) -> tuple[Asked, list[Any]]:
+        """How a turn that goes on from a history is asked with a composition, and its messages."""
+        messages = [message.as_openai() for message in history]
+        if composition is None:
+            return asked, messages
+        if self._recall is None:
+            return asked, composition.applied(messages)
+        return self._recall.asked(asked), self._recall.sent(composition, messages, chain_of(history))
 
     @property
     def _inner_app(self) -> AppDoor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentinfer.clock import Clock
 from agentinfer.compress.settings import Settings
@@ -14,6 +15,9 @@ from agentinfer.runtime.compression.distilling import Distillers
 from agentinfer.runtime.compression.service import CompressionService
 from agentinfer.runtime.compression.template import engine_render, note_may_be_a_step
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
+
+if TYPE_CHECKING:
+    from agentinfer.runtime.compression.recall.offer import Recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class PreparedCompression:
         from sglang.srt.entrypoints.http_server import get_global_state
 
         is_step = note_may_be_a_step(engine_render(get_global_state().tokenizer_manager.tokenizer))
+        metrics = CompressionMetrics()
         return CompressionService(
             settings=Settings(
                 threshold_tokens=self.config.compress_threshold_tokens,
@@ -41,9 +46,15 @@ class PreparedCompression:
             choose_distiller=self.distillers.for_client,
             counts=self.distillers.counts,
             clock=clock,
-            metrics=CompressionMetrics(),
+            metrics=metrics,
             channel=channel,
+            recall=self._recall(metrics) if self.config.compress_recall else None,
         )
+
+    def _recall(self, metrics: CompressionMetrics) -> Recall:
+        from agentinfer.runtime.compression.recall.offer import Recall
+
+        return Recall(self.config.compress_store_mb << 20, metrics)
 
 
 def prepare(config: CompressionConfig) -> PreparedCompression:

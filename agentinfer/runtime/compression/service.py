@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -28,6 +28,9 @@ from agentinfer.runtime.exchange import App, Scope
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 from agentinfer.runtime.turns import FollowedTurn
 
+if TYPE_CHECKING:
+    from agentinfer.runtime.compression.recall.offer import Recall
+
 
 class CompressionService:
     """Lives on the HTTP server's event loop; not thread-safe."""
@@ -41,17 +44,19 @@ class CompressionService:
         metrics: CompressionMetrics,
         counts: Counts,
         channel: SchedulerChannel | None = None,
+        recall: Recall | None = None,
     ) -> None:
         """`counts` are those of the model's notes. `channel` is there where sessions are scheduled: what is computed
-        ahead is then a session of its own."""
+        ahead is then a session of its own. `recall` is there where the server offers that tool."""
         self._settings = settings
         self._store = store
         self._clock = clock
         self._metrics = metrics
         self._counts = counts
         self._channel = channel
+        self._recall = recall
         self._jobs = JobRunner(
-            choose_distiller, settings.distil_timeout_s, lambda: counts.dropped_lines, clock, metrics, channel
+            choose_distiller, settings.distil_timeout_s, lambda: counts.dropped_lines, clock, metrics, channel, recall
         )
         self._sessions: dict[str, SessionJob] = {}
         self._totals: Counter[str] = Counter()
@@ -85,12 +90,12 @@ class CompressionService:
         # A client that went back to the very end of what was shortened is better off with its last results.
         if active is None or len(conversation.messages) <= active.covers:
             return None
-        composed = orjson.dumps({**body, "messages": active.applied(body["messages"])})
+        composed = self._composed(followed, active, body)
         sizes = Sizes() if session is None else session.job.sizes
         followed.composition = active
         followed.saved_tokens = _saved_tokens(sizes, conversation, active)
         followed.is_swap = session is not None and session.active is not active
-        return composed
+        return orjson.dumps(composed)
 
     def turn_ended(self, followed: FollowedTurn, reply: Reply) -> None:
         """A turn was answered whole."""
@@ -108,8 +113,12 @@ class CompressionService:
             self._totals["saved_tokens"] += followed.saved_tokens
             self._metrics.saved(followed.saved_tokens)
         now_s = self._clock.monotonic_s()
+        prompt_tokens = usage.prompt_tokens
+        if self._recall is not None and followed.composition is not None:
+            # The job knows the client's messages only, and learns from their count how long texts are in tokens.
+            prompt_tokens -= self._recall.hidden_tokens(followed.composition, conversation.chain, session.job.sizes)
         commands = session.job.turn_ended(
-            conversation, reply.message, usage.prompt_tokens, followed.composition, now_s, self._kv_price()
+            conversation, reply.message, max(1, prompt_tokens), followed.composition, now_s, self._kv_price()
         )
         if session.job.state is not State.IDLE:
             session.history, session.asked = (*conversation.messages, reply.message), followed.asked
@@ -122,6 +131,8 @@ class CompressionService:
             self._jobs.obey(session, session.job.cancel("the session is over"))
             session.stop()
         self._store.forget_session(session_id)
+        if self._recall is not None:
+            self._recall.forget_session(session_id)
 
     def memory(self, session_id: str) -> Composition | None:
         """What was taken out of a session's context, and the notes that stand for it."""
@@ -149,7 +160,14 @@ class CompressionService:
             **{name: self._totals[name] for name in ("taken_results", "saved_tokens")},
             "warmed_tokens": self._jobs.warmed_tokens,
             "pieces": self._jobs.num_pieces,
+            **({} if self._recall is None else {"recall": self._recall.status()}),
         }
+
+    def _composed(self, followed: FollowedTurn, active: Composition, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._recall is None:
+            return {**body, "messages": active.applied(body["messages"])}
+        messages = self._recall.sent(active, body["messages"], followed.conversation.chain)
+        return self._recall.offered(followed, active, {**body, "messages": messages})
 
     def _swap(self, session: SessionJob, composition: Composition) -> None:
         before = 0 if session.active is None else len(session.active.taken)
