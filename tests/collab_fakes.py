@@ -30,9 +30,9 @@ class FakeEngine:
     """Speaks `pieces` (`calls` after them), one chunk each; answers checks with `verdict`. `turns`, `checks` and
     `prefills` are the bodies that it got.
 
-    `dies_after`: cuts the connection of a turn after so many pieces, or before its answer with -1. `status`: what turns
-    are answered with. `gate`: turns wait for it before their last piece; `check_gate`: checks do. `cut_checks` and
-    `cut_turns`: how many of them were left by who had asked for them.
+    `dies_after`: cuts the connection of a turn after so many pieces, or before its answer with -1. `fails_after`: says
+    so in the stream, with `status_in_stream`. `status`: what turns are answered with. `gate`: turns wait for it before
+    their last piece; `check_gate`: checks do. `cut_checks` and `cut_turns`: how many were left by who had asked.
     """
 
     name: str
@@ -41,7 +41,9 @@ class FakeEngine:
     verdict: Callable[[dict[str, Any]], str] = lambda body: "TRUE"
     p_true: float | None = None
     dies_after: int | None = None
+    status_in_stream: int = 500
     status: int = 200
+    fails_after: int | None = None
     prefill_status: int = 200
     is_ours: bool = True
     gate: asyncio.Event | None = None
@@ -162,6 +164,11 @@ class FakeEngine:
                 return response
             if self.gate is not None and number == len(self.pieces) - 1:
                 await self.gate.wait()
+            if number == self.fails_after:
+                # In one packet with the piece before it.
+                error = {"error": {"object": "error", "message": "no memory", "code": self.status_in_stream}}
+                await response.write(b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n")
+                return response
             await send({"delta": {"content": piece}})
         for index, call in enumerate(self.calls):
             head = {"name": call["function"]["name"], "arguments": ""}

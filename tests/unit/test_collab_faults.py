@@ -63,6 +63,20 @@ def test_a_stream_whose_engine_dies_is_continued_as_one_reply() -> None:
     run(test)
 
 
+def test_an_error_in_the_stream_is_the_engines_or_the_requests() -> None:
+    async def test() -> None:
+        async with front(FakeEngine("big", fails_after=2)) as live:
+            text, _, reason = reply_of(await live.stream(ASK))
+            assert (text, reason) == ("one two one two three", "stop")
+            assert live.turns.engines["large"].is_up  # type: ignore[index]
+            live.large.status_in_stream = 400
+            chunks = await live.stream(ASK)
+            assert chunks[-1]["error"]["code"] == 400
+            assert len(live.small.turns) == 1
+
+    run(test)
+
+
 def test_half_a_tool_call_never_reaches_the_client() -> None:
     async def test() -> None:
         other = {**LOOK, "id": "call_2"}

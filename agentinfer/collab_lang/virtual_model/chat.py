@@ -64,7 +64,7 @@ class ChatDoor:
                 async with engine.open("POST", CHAT_PATH, sent, headers, is_turn=True) as answer:
                     raw = await answer.read()
                 if answer.status == 200:
-                    body = orjson.loads(raw)
+                    body = _object(raw)
                     reply = Reply.from_json("chat", body)
                     _check_end(reply)
                     return self._whole_reply(incoming, turn, body, reply)
@@ -133,19 +133,15 @@ class _Streaming:
             await self.response.prepare(self.request)
         decoder = EventDecoder()
         async for piece in answer.pieces():
-            out = bytearray()
-            for event in decoder.feed(piece):
-                if event == b"[DONE]":
-                    if out:
-                        await self.response.write(bytes(out))
-                    return
-                chunk = orjson.loads(event)
-                if "error" in chunk:
-                    raise _failed(chunk["error"])
-                for each in self.reply.take(chunk):
-                    out += _event(each)
+            events = decoder.feed(piece)
+            end = next((at for at, event in enumerate(events) if event == b"[DONE]" or _is_error(event)), len(events))
+            out = b"".join(_event(each) for event in events[:end] for each in self.reply.take(_object(event)))
             if out:
-                await self.response.write(bytes(out))
+                await self.response.write(out)
+            if end < len(events):
+                if events[end] == b"[DONE]":
+                    return
+                raise _failed(_object(events[end])["error"])
         raise EngineLost("its stream ended before [DONE]")
 
     async def finish(self, answer: Answer) -> web.StreamResponse:
@@ -171,6 +167,21 @@ class _Streaming:
 
 def _sent(incoming: Incoming, engine: Engine, turn: OpenTurn) -> dict[str, Any]:
     return turn_body(incoming.body, engine, turn.turn.session_id, turn.turn.parent_id)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """Raises EngineFailed where an engine says what no OpenAI server does."""
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise EngineFailed(502, f"the engine's answer is no JSON object: {raw[:200].decode(errors='replace')}")
+    return found
+
+
+def _is_error(event: bytes) -> bool:
+    return b'"error"' in event and "error" in _object(event)
 
 
 def _event(chunk: Mapping[str, Any]) -> bytes:
