@@ -106,7 +106,18 @@ def test_a_bare_value_has_its_probability_at_the_first_token() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [None, [], "x", [None], [{}], [{"token": 1}], [row("TRUE")], [row("TRUE", ("TRUE", None))]], ids=repr
+    "rows",
+    [
+        None,
+        [],
+        "x",
+        [None],
+        [{}],
+        [{"token": 1}],
+        [row("TRUE")],
+        *([row("TRUE", ("TRUE", p))] for p in (None, -3.4e38)),
+    ],
+    ids=repr,
 )
 def test_without_alternatives_the_word_stands_alone(rows: object) -> None:
     for settings, text in ((VALUE, "TRUE"), (BLOCK, block_answer(row(" TRUE"))["choices"][0]["message"]["content"])):

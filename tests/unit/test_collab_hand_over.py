@@ -85,16 +85,28 @@ def test_a_switch_is_counted_over_what_the_model_had_not_seen(
     assert found.prefilled_share == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("cached", "computed", "share"),
+    [(1000, 0, 1.0), (800, 200, 0.75), (0, 800, 0.0)],
+    ids=["only the result was new", "some of the history too", "nothing was there"],
+)
+def test_what_came_with_the_turn_is_no_matter_of_the_switch(cached: int, computed: int, share: float) -> None:
+    found = HandOvers()
+    found.add(1100, cached, 200, fresh_tokens=100)
+    assert (found.unseen_tokens, found.computed_tokens) == (800, computed)
+    assert found.prefilled_share == pytest.approx(share)
+
+
 def test_no_switch_has_no_share() -> None:
     assert HandOvers().prefilled_share is None
 
 
-@given(st.lists(st.tuples(counts, counts, counts)))
-def test_the_share_is_one_whatever_engines_report(switches: list[tuple[int, int, int]]) -> None:
+@given(st.lists(st.tuples(counts, counts, counts, counts)))
+def test_the_share_is_one_whatever_engines_report(switches: list[tuple[int, int, int, int]]) -> None:
     """A prompt that shrank, more cached than asked: an edited history, or a cache that counts its own way."""
     found = HandOvers()
-    for prompt, cached, seen in switches:
-        found.add(prompt, cached, seen)
+    for switch in switches:
+        found.add(*switch)
     assert found.switches == len(switches)
     assert 0 <= found.computed_tokens <= found.unseen_tokens
     assert found.prefilled_share is None or 0.0 <= found.prefilled_share <= 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def test_equal_steps_fall_on_one_side_together(target: float, rate: float) -> No
     found = fit([0.7] * 20, target, "small", "block")
     assert found.rate == rate
     assert (found.value <= 0.7) == (rate == 0.0)
+
+
+def test_a_threshold_stands_between_neighbouring_floats() -> None:
+    """Their middle is rounded to the lower one, which would then not be under it."""
+    assert fit([0.5] * 10 + [math.nextafter(0.5, 1.0)] * 10, 0.5, "small", "block").rate == 0.5
 
 
 def test_steps_that_are_sure_cannot_be_escalated() -> None:
