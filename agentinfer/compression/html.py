@@ -16,6 +16,8 @@ from agentinfer.compression.sessions import SessionFigures, TurnFigures
 from agentinfer.messages.content import chat_message
 
 _FOLDED_CHARS: Final = 1200
+# What HTML may not hold, or a browser shows as nothing, such as the escapes of a terminal's colours: as their pictures.
+_CONTROLS: Final = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 _STYLE: Final = """
 :root { color-scheme: light dark; --line: #8884; --taken: #d9770633; --note: #2563eb33; --quiet: #888; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 110rem; }
@@ -133,7 +135,7 @@ def _message(message: Mapping[str, Any], name: str, kind: str, is_folded: bool =
     read = chat_message(message)
     parts = [part for part in (read.reasoning_text, read.text) if part]
     parts += [f"{call.name}({_arguments(call.arguments_text)})" for call in read.tool_calls]
-    text = "\n".join(parts)
+    text = "\n".join(parts).translate(_CONTROLS)
     head = f'<span class="role">{escape(name)}</span>'
     if is_folded or len(text) > _FOLDED_CHARS:
         first = escape(text[:120].replace("\n", " "))

@@ -90,6 +90,14 @@ def test_bad_input_is_named(trace: str, arguments: list[str], complaint: str, ca
     assert complaint in capsys.readouterr().err
 
 
+_VOID = frozenset(("meta", "br", "hr", "link", "img", "input"))
+_BLOCKS = frozenset(("p", "div", "pre", "table", "details", "h1", "h2"))
+_LINKING = ("src", "srcset", "href", "action", "data", "poster", "formaction", "http-equiv")
+_USED = frozenset(
+    "html head meta title style body h1 h2 p table tr th td div span pre details summary".split()  # noqa: SIM905
+)
+
+
 class Page(HTMLParser):
     """Tags that a reader of the page would meet, and the text of each kind of message."""
 
@@ -99,18 +107,27 @@ class Page(HTMLParser):
         self.kinds: list[str] = []
         self.words: list[str] = []
         self.links: list[str] = []
-        self.open = 0
+        self.faults: list[str] = []
+        self.active: list[str] = []
+        self._open: list[str] = []
         self.feed(text)
+        self.close()
+        self.faults += [f"{tag} is never closed" for tag in self._open]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.open += tag not in ("meta", "br", "link")
         given = dict(attrs)
         self.kinds += (given.get("class") or "").split()
-        self.links += [value for name in ("src", "href") if (value := given.get(name))]
+        self.links += [value for name in _LINKING if (value := given.get(name))]
+        self.active += [name for name in given if name.startswith("on") or name == "style"]
+        if "p" in self._open and tag in _BLOCKS:
+            self.faults.append(f"{tag} ends a p without its end tag")
+        if tag not in _VOID:
+            self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        self.open -= 1
+        if not self._open or self._open.pop() != tag:
+            self.faults.append(f"</{tag}> at {self.getpos()} closes what is not open, or not the last")
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -124,7 +141,10 @@ def test_the_page_shows_both_histories_and_runs_nothing(tmp_path: Path, trace: s
     assert "script" not in shown.tags
     assert "b" not in shown.tags
     assert shown.links == [], "it needs nothing but itself"
-    assert shown.open == 0, "every tag is closed"
+    assert "url(" not in text.partition("</style>")[0]
+    assert "@import" not in text.partition("</style>")[0]
+    assert shown.active == []
+    assert shown.faults == []
     assert any(EVIL in words for words in shown.words), "escaped, so that it reads as it was"
     assert any("Find <b>it</b>." in words for words in shown.words)
     assert shown.kinds.count("note") == num_swaps >= 1
@@ -132,6 +152,26 @@ def test_the_page_shows_both_histories_and_runs_nothing(tmp_path: Path, trace: s
     assert taken % 2 == 0, "left what it was, right its id"
     assert taken >= 4
     assert any(words.strip() == "[o3]" for words in shown.words)
+
+
+@pytest.mark.parametrize(
+    "text", [EVIL, "</details></div><div onclick='x()'>", "<!-- ", "]]> &amp;", "\0 \x1b[31m", '">']
+)
+def test_whatever_a_trace_says_stays_text(tmp_path: Path, text: str) -> None:
+    given = line(text, 24, text)
+    given["messages"][0]["content"] = text * 300
+    for message in given["messages"]:
+        for call in message.get("tool_calls", ()):
+            call["function"] = {"name": text, "arguments": json.dumps({text: text})}
+    path, out = tmp_path / "trace.jsonl", tmp_path / "page.html"
+    path.write_text(json.dumps(given) + "\n")
+    run(tmp_path, str(path), "--html", str(out))
+    shown = Page(out.read_text())
+    assert shown.faults == shown.links == shown.active == []
+    assert set(shown.tags) <= _USED
+    read = text.replace("\0", "\u2400").replace("\x1b", "\u241b")
+    assert sum(read in words for words in shown.words) >= 24
+    assert all(head in shown.words for head in ("The client's history", "What the model reads"))
 
 
 def test_a_session_with_nothing_to_take_has_a_page_too(trace: str) -> None:
