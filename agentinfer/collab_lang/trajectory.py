@@ -91,6 +91,10 @@ class Trajectory:
         if step >= max(self._judgements, default=step):
             self._judgements = {step: judgement}
 
+    def withdraw(self, step: int) -> None:
+        """What was said of `step` was about a part of it: it goes on."""
+        self._judgements.pop(step, None)
+
     def finish(self) -> State:
         """Closes the last step; the state it leads to."""
         self._close_step()

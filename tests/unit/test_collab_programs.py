@@ -226,6 +226,40 @@ def test_a_check_that_began_before_the_message_went_on_is_discarded(large: FakeE
     assert "reply of largereply of large" in large.checks()[1]
 
 
+def test_a_verdict_that_was_there_before_the_message_went_on_is_withdrawn(large: FakeEngine, small: FakeEngine) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sgl.user("Go.")
+        with s.assistant():
+            s += sgl.gen("first")
+            verdicts_are_in(s)
+            s["before"] = collab_trail(s)[0].verdict
+            large.may_check.clear()
+            s += sgl.gen("second")
+        s += sgl.user("on")
+        s += sgl.assistant(sgl.gen("third"))
+
+    state = program.run(backend=backend(large, small))
+    trail = collab_trail(state)
+    large.may_check.set()
+    assert state["before"] is Verdict.PROGRESS
+    assert trail[0].verdict is Verdict.MISSING
+
+
+def test_what_forks_share_is_computed_on_the_model_that_goes_on(large: FakeEngine, small: FakeEngine) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sgl.user("Go.")
+        s += sgl.assistant(sgl.gen("plan"))
+        s.sync()
+        s.fork(2).join()
+
+    program.run(backend=backend(large, small, check=Check.OFF)).sync()
+    empty = [body for body in small.sent("/generate") if body["sampling_params"]["max_new_tokens"] == 0]
+    assert "reply of large" in "".join(map(chr, empty[0]["input_ids"]))
+    assert not [body for body in large.sent("/generate") if body["sampling_params"]["max_new_tokens"] == 0]
+
+
 def test_forks_go_on_from_their_parents_trajectory_each_by_itself(large: FakeEngine, small: FakeEngine) -> None:
     @sgl.function
     def program(s: Any) -> None:

@@ -114,10 +114,12 @@ class Branch:
             check.done.set()
 
     def discard_check(self) -> None:
-        """What was checked is being written on."""
+        """What is checked, or was, is being written on."""
         with self.lock:
             if self.check is not None:
                 self.check.is_discarded = True
+                for trajectory in self.check.followers:
+                    trajectory.withdraw(self.check.step)
 
     def count(self, model: Model, prompt_tokens: int, cached_tokens: int, reply_tokens: int) -> Switch | None:
         """A turn's tokens, before `end`; the switch where it was one."""
@@ -132,7 +134,8 @@ class Branch:
         with self.lock:
             if self._is_same_message(where):
                 return self.choices[-1].model
-            return self.trajectory.state.model
+            # The step before is closed by the next one; here a copy's is.
+            return self.trajectory.fork().finish().model
 
     def fork(self, s: StreamExecutor) -> Branch:
         """The branch of `s`, which was forked off this one's program."""

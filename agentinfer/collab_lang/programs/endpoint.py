@@ -28,26 +28,26 @@ class EngineFailure(AgentInferError):
 class Turn:
     """Stands in for a program in SGLang's own endpoint methods: `text_` and `images_` are what they read of one.
 
-    `choice_prompts` are the prompts of a selection, each with its choice.
+    `choices` are the prompts of a selection, each with its choice, and `ending` is what the prompt without one ends in.
     """
 
     prompt: Prompt
     hints: Mapping[str, Any]
-    choice_prompts: tuple[Prompt, ...] = ()
+    choices: tuple[Prompt, ...] = ()
+    ending: str = ""
     images_: list[Any] = field(default_factory=list)
 
     @property
     def text_(self) -> str:
-        return self.prompt.text if self.prompt.text is not None else self.prompt.ending
+        return self.prompt.text if self.prompt.text is not None else self.ending
 
     def fill(self, data: dict[str, Any]) -> None:
         """Puts the prompt, the session and the hints into a request."""
         text = data.get("text")
         if isinstance(text, list):
-            prompts = self.choice_prompts
-            if prompts and all(each.ids is not None for each in prompts):
+            if self.choices and all(each.ids is not None for each in self.choices):
                 del data["text"]
-                data["input_ids"] = [list(each.ids or ()) for each in prompts]
+                data["input_ids"] = [list(each.ids or ()) for each in self.choices]
         elif text is not None:
             if self.prompt.ids is not None:
                 del data["text"]

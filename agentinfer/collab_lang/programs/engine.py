@@ -69,12 +69,12 @@ class Engine:
     ) -> Turn:
         """A request to continue `what`. Raises EngineFailure, as everything below does."""
         renderer = self.renderer()
-        chosen = tuple(
-            renderer.prompt(Written(what.messages, what.role, what.begun + choice))
-            for choice in choices
-            if not what.is_plain_text
-        )
-        return Turn(renderer.prompt(what, is_thinking), hints, chosen)
+        prompt = renderer.prompt(what, is_thinking)
+        if not choices or what.is_plain_text:
+            return Turn(prompt, hints)
+        begun = [Written(what.messages, what.role, what.begun + choice) for choice in choices]
+        # SGLang compares the end of the prompt with the token at which it is healed.
+        return Turn(prompt, hints, tuple(map(renderer.prompt, begun)), what.begun or renderer.ending(prompt))
 
     def turn_ahead(self, what: Written, hints: Mapping[str, Any]) -> Turn:
         """A request for the KV of all that `what` has, whatever message follows it."""

@@ -43,12 +43,11 @@ class Refusal(Exception):
 class Prompt:
     """What an engine is asked to continue: tokens, or text where the engine itself makes tokens of it.
 
-    `ending` is the text of the last token, for whoever compares it; `stop` are strings that end a reply in this format.
+    `stop` are strings that end a reply in this format.
     """
 
     ids: tuple[int, ...] | None = field(default=None, repr=False)
     text: str | None = field(default=None, repr=False)
-    ending: str = ""
     stop: tuple[str, ...] = ()
 
     @property
@@ -74,7 +73,7 @@ class Renderer:
     def prompt(self, what: Written, is_thinking: bool = True) -> Prompt:
         """What the model continues: all that is written. Text without messages is passed through as it is."""
         if what.is_plain_text:
-            return Prompt(text=what.begun, ending=what.begun)
+            return Prompt(text=what.begun)
         if self._is_guessing:
             return self._guessed(what)
         try:
@@ -92,7 +91,7 @@ class Renderer:
             )
             self._is_guessing = error.is_missing
             return self._guessed(what)
-        return Prompt(ids=tuple(ids), ending=what.begun or self._last_text(ids))
+        return Prompt(ids=tuple(ids))
 
     def history(self, what: Written) -> Prompt:
         """What the prompts of all messages that may follow `what` begin with; for computing it ahead."""
@@ -157,10 +156,17 @@ class Renderer:
     def _text(self, ids: list[int]) -> str:
         return str(self._post("/detokenize", {"tokens": ids, "skip_special_tokens": False}).get("text"))
 
-    def _last_text(self, ids: list[int]) -> str:
-        if ids[-1] not in self._text_of:
-            self._text_of[ids[-1]] = self._text(ids[-1:])
-        return self._text_of[ids[-1]]
+    def ending(self, prompt: Prompt) -> str:
+        """The text of a prompt's last token, or more of its end; none where the engine does not tell it."""
+        if prompt.ids is None:
+            return prompt.text or ""
+        last = prompt.ids[-1]
+        if last not in self._text_of:
+            try:
+                self._text_of[last] = self._text([last])
+            except Refusal:
+                return ""
+        return self._text_of[last]
 
     def _knows_tool_role(self, messages: Sequence[Message]) -> bool:
         """Whether the template shows a tool's message, asked of the engine when the first one comes."""
@@ -179,7 +185,7 @@ class Renderer:
         messages = [each if each["role"] in known else {**each, "role": "user"} for each in what.messages]
         prefix, _ = self._guess.get_prefix_and_suffix(str(what.role), messages)
         text = self._guess.get_prompt(messages) + prefix + what.begun
-        return Prompt(text=text, ending=text, stop=tuple(self._guess.stop_str))
+        return Prompt(text=text, stop=tuple(self._guess.stop_str))
 
 
 def in_turns(messages: Sequence[Message]) -> list[Message]:
