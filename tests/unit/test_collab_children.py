@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,6 +172,37 @@ def test_lost_race_for_a_port_is_tried_again_some_times_only() -> None:
     with pytest.raises(EngineEnded):
         asyncio.run(engine.launch())
     assert len(said) == QUICK.port_tries - 1
+
+
+def test_engines_that_share_a_gpu_start_one_after_the_other(note: Path) -> None:
+    starting = asyncio.Lock()
+    order: list[str] = []
+
+    def engine(role: Any, port: int) -> Child:
+        async def line() -> list[str]:
+            order.append(f"{role} starts")
+            return [sys.executable, "-c", ENGINE, str(port), str(note)]
+
+        return Child(role, line, os.environ, f"http://127.0.0.1:{port}", lambda text: None, QUICK, starting)
+
+    async def launch(child: Child) -> None:
+        await child.launch()
+        order.append(f"{child.role} ready")
+
+    async def story() -> None:
+        large, small = engine("large", free_port()), engine("small", free_port())
+        await asyncio.gather(launch(large), launch(small))
+        keeping = [asyncio.create_task(child.keep()) for child in (large, small)]
+        for child in (large, small):
+            child.kill()
+        await asyncio.to_thread(wait_until, lambda: len(leavers(note)) == 4)
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
+        await asyncio.gather(large.stop(), small.stop())
+
+    asyncio.run(story())
+    assert order[:4] == ["large starts", "large ready", "small starts", "small ready"]
 
 
 def test_engine_that_ignores_the_request_to_end_is_killed(note: Path) -> None:

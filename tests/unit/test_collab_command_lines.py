@@ -213,13 +213,23 @@ def test_config_file_is_split_like_the_command_line(tmp_path: Path) -> None:
     assert (large.model_path, large.model, small.model) == ("org/Big", "org/Big", "org/Little")
 
 
+def test_keys_with_underscores_have_roles_too(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("small_model_path: s\nlarge_agentinfer_record: mine\nagentinfer_record: shared\n")
+    lines = plan("--config", str(config))
+    assert engine(lines, "small").file == {}
+    assert engine(lines, "large").file == {"agentinfer-record": "mine"}
+    assert engine(lines, "small").argv[-3:-1] == ("--agentinfer-record", "shared-small")
+
+
 # ---- engines elsewhere
 
 
 def test_both_engines_elsewhere_start_nothing() -> None:
     lines = plan(
         "--large-base-url", "http://a:1/v1/", "--small-base-url=https://b", "--small-api-key", "s",
-        "--small-served-model-name", "little", "--port", "81", "--api-key", "k",
+        "--small-served-model-name", "little", "--port", "81", "--api-key", "k", "--agentinfer-max-sessions", "9",
+        "--no-agentinfer-check-model",
     )  # fmt: skip
     assert lines.started_here == ()
     assert lines.engines == {
@@ -257,6 +267,11 @@ def test_small_model_may_be_named_by_our_own_option_or_variable() -> None:
             ["--small-base-url", "http://b", "--large-base-url", "http://a", "--tp-size", "2"],
             "--tp-size was given, but both engines are elsewhere",
         ),
+        (
+            ["--small-base-url", "http://b", "--large-base-url", "http://a", "--agentinfer-record", "r"],
+            "--agentinfer-record was given, but both engines are elsewhere",
+        ),
+        ([*PAIR, "--small-config", "s.yaml"], "--small-config: there is one file, --config, in which small-KEY"),
         ([*PAIR, "--served-model-name", "x", "--small-served-model-name", "x"], "both models were given the name x"),
         ([*PAIR, "--served-model-name", "collab"], "the large model's name is collab, as is that of"),
         ([*PAIR, "--port", "x"], "--port: got 'x', expected an integer"),

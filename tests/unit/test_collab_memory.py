@@ -298,13 +298,19 @@ def test_gpus_that_are_not_there_are_named(pair) -> None:
 
 
 def test_without_a_gpu_the_cores_are_divided_unless_the_user_did(pair) -> None:
-    placement = pair(Machine(), environ={"AGENTINFER_COLLAB": "s", "AGENTINFER_RECORD": "r"}, cores=6)
-    assert placement.environ("small") == {"AGENTINFER_RECORD": "r", "OMP_NUM_THREADS": "3"}
-    assert pair(Machine(), cores=6, collab_small_cores=1).environ("large") == {"OMP_NUM_THREADS": "5"}
-    assert pair(Machine(), environ={"OMP_NUM_THREADS": "2"}, cores=6).environ("large") == {"OMP_NUM_THREADS": "2"}
+    placement = pair(Machine(), cores=6)
+    assert placement.environ("small")["OMP_NUM_THREADS"] == "3"
+    assert pair(Machine(), cores=6, collab_small_cores=1).environ("large")["OMP_NUM_THREADS"] == "5"
+    assert pair(Machine(), environ={"OMP_NUM_THREADS": "2"}, cores=6).environ("large")["OMP_NUM_THREADS"] == "2"
     assert placement.flags("large") == []
     assert placement.described() is None
     assert pair(Machine(), small={"fraction": 0.4}).flags("small") == ["--mem-fraction-static", "0.4"]
+
+
+def test_engine_is_never_told_to_be_a_pair_itself(pair) -> None:
+    given = {"AGENTINFER_COLLAB": "s", "AGENTINFER_RECORD": "r", "AGENTINFER_DISABLE": "scheduling"}
+    environ = pair(Machine(80.0), environ=given).environ("large")
+    assert environ == {"AGENTINFER_RECORD": "r", "AGENTINFER_DISABLE": "scheduling,collab"}
 
 
 def test_engines_told_to_use_the_cpu_ask_for_no_gpu(pair) -> None:

@@ -295,6 +295,13 @@ def test_key_that_an_engine_elsewhere_does_not_take_is_said(serve, remote: str) 
     assert "it answers 401 to /v1/models. Its key is given by --large-api-key" in server.lines[-1]
 
 
+def test_two_models_of_one_name_are_refused_before_anything_is_started(serve, remote: str) -> None:
+    server = serve("--large-base-url", remote, "--large-api-key", "secret", "--small-model-path", "remote")
+    assert server.ended() == 2
+    assert "two models are called remote, so clients could not tell them apart" in server.lines[-1]
+    assert not server.having("started")
+
+
 # ---- off
 
 

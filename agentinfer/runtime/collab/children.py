@@ -72,7 +72,8 @@ def described(status: int) -> str:
 class Child:
     """One engine's process, owned by one event loop that runs in the main thread (a keeper ends with that thread).
 
-    `command` gives the command line anew for each start, since the memory that is free may have changed.
+    `command` gives the command line anew for each start, since the memory that is free may have changed. Engines that
+    share `starting` start one after the other, at restarts too.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Child:
         base_url: str,
         say: Callable[[str], None],
         patience: Patience | None = None,
+        starting: asyncio.Lock | None = None,
     ) -> None:
         self.role = role
         self.base_url = base_url
@@ -91,6 +93,7 @@ class Child:
         self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
         self._say = say
         self._patience = patience or Patience()
+        self._starting = starting or asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._output: asyncio.Task[None] | None = None
         self._recent: deque[str] = deque(maxlen=60)
@@ -153,8 +156,9 @@ class Child:
             self._process.send_signal(AT_ONCE)
 
     async def _start_and_wait(self) -> None:
-        await self._start(await self._command())
-        await self._ready()
+        async with self._starting:
+            await self._start(await self._command())
+            await self._ready()
 
     async def _start(self, command: Sequence[str]) -> None:
         await self._drained()

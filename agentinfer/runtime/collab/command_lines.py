@@ -244,7 +244,7 @@ def _own_files(role: Role, parts: Parts, resolved: ResolvedConfig) -> dict[str, 
         if own.flag_value(option.flag) is not None:
             continue
         is_from_file = resolved.sources[name] == "default" or resolved.sources[name].startswith(option.key)
-        if is_from_file and option.key in own.keys:
+        if is_from_file and option.key in {key.replace("_", "-") for key in own.keys}:
             continue
         value = next(
             getattr(feature, name) for feature in resolved.config.features() if option in type(feature).options()

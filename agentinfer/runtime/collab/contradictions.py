@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from agentinfer.collab_lang.virtual_model.addresses import Role
-from agentinfer.config import CollabConfig
+from agentinfer.config import CollabConfig, SessionsConfig
 from agentinfer.errors import ConfigError
-from agentinfer.options import FLAG_PREFIX
 from agentinfer.runtime.collab.role_flags import ROLES, Part, Parts, canonical
 
 BASE_URL: Final = "--base-url"
@@ -37,6 +36,11 @@ def refuse_what_two_cannot_share(parts: Parts) -> None:
             raise ConfigError(
                 f"{name} is one address, and two engines are started: give --large-{name[2:]} and --small-{name[2:]}"
             )
+    for role in ROLES:
+        if parts.own[role].flag_value("--config") is not None:
+            raise ConfigError(
+                f"--{role}-config: there is one file, --config, in which {role}-KEY is this engine's alone"
+            )
     for name in _WITHOUT_HTTP:
         if any(parts.value(role, name) == "true" for role in ROLES):
             raise ConfigError(f"{name}: the model that both speak for needs engines with the OpenAI API over HTTP")
@@ -55,9 +59,9 @@ def refuse_flags_for_elsewhere(role: Role, parts: Parts) -> None:
 def refuse_flags_for_nobody(parts: Parts) -> None:
     shared = without_collab(parts.shared).without({"--api-key", "--config"})
     names = [flag.name for flag in shared.flags] + [f"--{key}" for key in shared.keys]
-    ours = tuple(FLAG_PREFIX.replace("--", dashes) for dashes in ("--", "--no-"))
+    of_front = {option.flag for option in SessionsConfig.options()}
     for name in names:
-        if not name.startswith(ours):
+        if name.replace("_", "-").replace("--no-", "--", 1) not in of_front:
             raise ConfigError(
                 f"{name} was given, but both engines are elsewhere and none is started here: give it to "
                 f"the servers there"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from agentinfer import models
 from agentinfer.collab_lang.virtual_model.addresses import Role
-from agentinfer.config import CollabConfig
+from agentinfer.config import DISABLE_VARIABLE, CollabConfig
 from agentinfer.errors import ConfigError
 from agentinfer.runtime.collab.checkpoints import kv_bytes_a_token, model_folder, weights_bytes
 from agentinfer.runtime.collab.command_lines import CommandLines, EngineLine
@@ -77,9 +77,11 @@ class Placement:
         return flags if fraction is None else [*flags, "--mem-fraction-static", f"{fraction:g}"]
 
     def environ(self, role: Role) -> dict[str, str]:
-        """The engine's environment: without our options for the pair, and on a machine without a GPU with its cores."""
+        """The engine's environment: whatever it says, an engine is no pair; without a GPU, the cores that it has."""
         ours = {option.variable for option in CollabConfig.options()}
         environ = {name: value for name, value in self._environ.items() if name not in ours}
+        off = [each for each in (environ.get(DISABLE_VARIABLE), CollabConfig.feature) if each]
+        environ[DISABLE_VARIABLE] = ",".join(off)
         if len(self._lines) > 1 and not self._has_gpus:
             cores = split_cores(self._cores, self._config.collab_small_cores)
             environ.setdefault("OMP_NUM_THREADS", str(cores[role]))

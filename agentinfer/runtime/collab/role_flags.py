@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from agentinfer.collab_lang.virtual_model.addresses import Role
+from agentinfer.config import is_our_key
 from agentinfer.errors import ConfigError
 
 ROLES: Final[tuple[Role, ...]] = ("large", "small")
@@ -213,9 +214,10 @@ def _refuse_engines_door(role: Role | None, name: str, typed: str) -> None:
 
 def _without_role(name: str) -> tuple[Role | None, str]:
     for role in ROLES:
-        if name.startswith(f"--{role}-"):
-            return role, "--" + name.removeprefix(f"--{role}-")
-    return None, name
+        if name.startswith((f"--{role}-", f"--{role}_")):
+            return role, "--" + name[len(f"--{role}-") :].replace("_", "-")
+    # File keys of ours may have underscores; SGLang's may not.
+    return None, name.replace("_", "-") if is_our_key(name.removeprefix("--")) else name
 
 
 def _grouped(argv: Sequence[str], is_strict: bool = True) -> list[list[str]]:

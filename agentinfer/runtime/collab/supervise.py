@@ -17,7 +17,7 @@ from pathlib import Path
 from aiohttp import web
 
 from agentinfer.collab_lang.virtual_model.addresses import EngineAddress, Role
-from agentinfer.config import AgentInferConfig
+from agentinfer.config import AgentInferConfig, all_options
 from agentinfer.errors import ConfigError
 from agentinfer.runtime.arguments import CommandLine, read_config_file
 from agentinfer.runtime.collab.children import Child, EngineEnded, Patience, show
@@ -113,11 +113,12 @@ class _Supervisor:
 
     async def _start_and_serve(self, door: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Until cancelled."""
+        addresses = {role: await _address(engine) for role, engine in self._lines.engines.items()}
+        _refuse_same_names([self._config.collab.collab_model_name, *(each.model for each in addresses.values())])
         if self._lines.started_here:
             await self._launch(
                 await asyncio.to_thread(Placement, self._lines, self._config.collab, self._environ, find_gpus)
             )
-        addresses = {role: await _address(engine) for role, engine in self._lines.engines.items()}
         runner = web.AppRunner(
             self._make_app(addresses, self._config, self._lines.door.api_key),
             access_log=None,
@@ -138,15 +139,13 @@ class _Supervisor:
             await runner.cleanup()
 
     async def _launch(self, placement: Placement) -> None:
+        starting = asyncio.Lock() if placement.is_shared_gpu else None
         for line in self._lines.started_here:
-            self._children.append(self._child(line, placement))
+            self._children.append(self._child(line, placement, starting))
             say(f"{line.role} engine: {line.model_path} as {line.model} at {line.base_url}")
         if division := placement.described():
             say(division)
-        if placement.is_shared_gpu:
-            for child in self._children:
-                await child.launch()
-            return
+        # The large one's task is first, and so is its start where they take turns.
         launches = [asyncio.create_task(child.launch()) for child in self._children]
         try:
             for each in asyncio.as_completed(launches):
@@ -156,7 +155,7 @@ class _Supervisor:
                 task.cancel()
             await asyncio.gather(*launches, return_exceptions=True)
 
-    def _child(self, line: EngineLine, placement: Placement) -> Child:
+    def _child(self, line: EngineLine, placement: Placement, starting: asyncio.Lock | None) -> Child:
         file: list[str] = []
         if line.file:
             path = self._folder / f"{line.role}.yaml"
@@ -167,13 +166,23 @@ class _Supervisor:
             flags = await asyncio.to_thread(placement.flags, line.role)
             return [*_LAUNCHER, *line.argv, *file, *flags]
 
-        return Child(line.role, command, placement.environ(line.role), line.base_url, say, Patience())
+        return Child(line.role, command, placement.environ(line.role), line.base_url, say, Patience(), starting)
 
 
 async def _address(engine: EngineLine | Elsewhere) -> EngineAddress:
     if isinstance(engine, EngineLine):
         return EngineAddress(engine.role, engine.base_url, engine.model, engine.api_key)
     return await found_elsewhere(engine, say)
+
+
+def _refuse_same_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"two models are called {name}, so clients could not tell them apart: give the server there another "
+                f"--served-model-name, or this one --large-served-model-name, --small-served-model-name or "
+                f"{all_options()['collab_model_name'].flag}"
+            )
 
 
 def _bound_socket(door: Door) -> socket.socket:
