@@ -21,7 +21,7 @@ from agentinfer.collab_lang.virtual_model.turns import Turns
 LOOK = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
 BLOCK = (
     "===PROGRESS===\n<reason> it found one of the facts that the task had asked for </reason>\n"
-    "<value> {} </value>\n===END_PROGRESS==="
+    "<value>{}</value>\n===END_PROGRESS==="
 )
 
 
@@ -86,7 +86,9 @@ class FakeEngine:
         return web.Response()
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": self.name, "object": "model"}]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": self.name, "object": "model", "max_model_len": len(self.name)}]}
+        )
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response({"model": self.name}, status=200 if self.is_ours else 404)

@@ -369,6 +369,7 @@ def test_pages() -> None:
             await live.settled("a/b")
             _, models = await live.get("/v1/models")
             assert [row["id"] for row in models["data"]] == ["collab", "big-model", "little-model"]
+            assert [row["max_model_len"] for row in models["data"]] == [9, 9, 12]
             status, health = await live.get("/health")
             assert (status, health["engines"]) == (200, {"large": "up", "small": "up"})
             _, text = await live.get("/metrics")
@@ -383,6 +384,25 @@ def test_pages() -> None:
             assert [row["id"] for row in listed["sessions"]] == ["a/b"]
             _, one = await live.get("/agentinfer/sessions/a/b")
             assert one["collab"]["last_speaker"] == "large"
+
+    run(test)
+
+
+def test_flushing_empties_both_caches_or_says_which_it_did_not() -> None:
+    async def test() -> None:
+        async with front() as live:
+            await live.chat(ASK, agentinfer={"session": "s"})
+            await live.settled("s")
+            async with live.http.post(f"{live.url}/flush_cache") as answer:
+                assert answer.status == 200
+            assert live.large.others == live.small.others == [("POST", "/flush_cache")]
+            session = live.turns.sessions.get("s")
+            assert session is not None
+            assert all(read.size_bytes == 0 for read in session.read.values())
+            await live.small.stop()
+            async with live.http.post(f"{live.url}/flush_cache") as answer:
+                assert answer.status == 400
+                assert "small" in (await answer.json())["message"]
 
     run(test)
 

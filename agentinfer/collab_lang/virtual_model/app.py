@@ -71,6 +71,7 @@ def create_app(
     app.router.add_get("/agentinfer/collab/sessions/{session_id:.+}", pages.transitions)
     app.router.add_get("/agentinfer/sessions/{session_id:.+}", pages.session)
     app.router.add_delete("/agentinfer/sessions/{session_id:.+}", pages.close_session)
+    app.router.add_route("*", "/flush_cache", pages.flush)
     app.router.add_post(CHAT_PATH, front.generate)
     for path in OTHER_APIS:
         app.router.add_post(path, front.generate)

@@ -55,6 +55,11 @@ class CollabSession:
         _cancel(self.warming)
         self.warming = None
 
+    def forget_read(self, *models: Model) -> None:
+        """What the models, both where none is named, had read is not in their engines' caches any more."""
+        for model in models or tuple(Model):
+            self.read[model] = Read()
+
     def as_json(self) -> dict[str, Any]:
         state = self.trajectory.state
         return {

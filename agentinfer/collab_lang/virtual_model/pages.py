@@ -35,15 +35,19 @@ class Pages:
         self._registry = registry
 
     async def models(self, request: web.Request) -> web.Response:
-        """The virtual model, then what the engines that are up list."""
+        """The virtual model, whose window is the shorter of the two, then what the engines that are up list."""
         del request
-        own = {"id": self._settings.name, "object": "model", "created": 0, "owned_by": "agentinfer"}
-        rows: dict[str, Any] = {self._settings.name: own}
+        name = self._settings.name
+        own: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "agentinfer"}
+        rows: dict[str, dict[str, Any]] = {name: own}
         for engine, told in zip(self._engines.values(), await self._all("/v1/models"), strict=True):
             found = _object(told).get("data")
             listed = [row for row in found if isinstance(row, dict) and "id" in row] if isinstance(found, list) else []
             for row in listed or [{**own, "id": engine.address.model, "owned_by": engine.role.value}]:
                 rows.setdefault(str(row["id"]), row)
+        windows = [row["max_model_len"] for row in rows.values() if isinstance(row.get("max_model_len"), int)]
+        if windows:
+            own["max_model_len"] = min(windows)
         return _json({"object": "list", "data": list(rows.values())})
 
     async def health(self, request: web.Request) -> web.Response:
@@ -119,16 +123,26 @@ class Pages:
             raise RefusedError(404, f"no session {session_id!r}: never seen, expired, or gave way to newer ones")
         return _json({"id": session_id, "state": "finished"})
 
-    async def _all(self, path: str) -> list[bytes | None]:
-        return await asyncio.gather(*(_got(engine, path) for engine in self._engines.values()))
+    async def flush(self, request: web.Request) -> web.Response:
+        """Empties both engines' caches. Raises RefusedError (400) where one would not, as while it has requests."""
+        told = await self._all(request.path_qs, request.method)
+        refusing = [model.value for model, raw in zip(self._engines, told, strict=True) if raw is None]
+        if refusing:
+            raise RefusedError(400, f"not flushed: {' and '.join(refusing)}, which is down or has requests")
+        for session in self._turns.sessions:
+            session.forget_read()
+        return web.Response(text="Both caches flushed.\n")
+
+    async def _all(self, path: str, method: str = "GET") -> list[bytes | None]:
+        return await asyncio.gather(*(_got(engine, path, method) for engine in self._engines.values()))
 
 
-async def _got(engine: Engine, path: str) -> bytes | None:
-    """What the engine answers to a GET; None where it is down or has no such page."""
+async def _got(engine: Engine, path: str, method: str) -> bytes | None:
+    """What the engine answers; None where it is down or does not do it."""
     if not engine.is_up:
         return None
     try:
-        async with engine.open("GET", path, timeout_s=_ENGINE_S) as answer:
+        async with engine.open(method, path, timeout_s=_ENGINE_S) as answer:
             raw = await answer.read()
             return raw if answer.status == 200 else None
     except (EngineLost, TimeoutError):

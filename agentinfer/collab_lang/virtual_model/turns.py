@@ -159,7 +159,7 @@ class Turns:
     async def engine_found(self, engine: Engine) -> None:
         """An engine answers that was not known, or was down: what it had read may be gone with its process."""
         for session in self.sessions:
-            session.read[engine.role] = Read()
+            session.forget_read(engine.role)
         await self.checks.rehearse(engine)
 
     def close(self) -> None:
