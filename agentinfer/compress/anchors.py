@@ -122,6 +122,11 @@ def occurs(anchor: str, text: str) -> bool:
     return re.compile(before.pattern + re.escape(anchor) + after.pattern).search(text, start) is not None
 
 
+def is_borne_out(text: str, source: str) -> bool:
+    """Whether each anchor of `text` stands in `source`: what was cut out of it may still read as another anchor."""
+    return all(occurs(anchor, source) for anchor in anchors(text))
+
+
 def _bounds(anchor: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """What must hold right before and right behind an anchor that stands as a whole; both match without a character."""
     before = f"(?<!{_WORD})" if _WORD_CHAR.match(anchor) else ""
