@@ -150,7 +150,7 @@ def test_the_block_gives_its_reason_and_the_words_their_probability(large: FakeE
     step = collab_trail(state, wait_s=5)[0]
     assert step.p_true == pytest.approx(0.7)
     assert step.why == "it did one two three four five six seven eight nine"
-    assert large.checks()[0].endswith("eight nine </reason>\n<value> TRUE")
+    assert large.checks()[0].endswith("eight nine </reason>\n<value>TRUE")
 
 
 def test_the_check_asks_the_speaker_about_its_own_words(large: FakeEngine, small: FakeEngine) -> None:
@@ -335,6 +335,22 @@ def test_joined_text_brings_its_messages(large: FakeEngine, small: FakeEngine) -
     assert small.prompts()[-1] == render(SMOLLM2, whole, add_generation_prompt=True)
 
 
+def test_joined_text_of_forks_made_at_the_very_beginning_is_not_lost(large: FakeEngine, small: FakeEngine) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        forks = s.fork(2)
+        for number, fork in enumerate(forks):
+            fork += sgl.user(f"part {number}")
+            fork += sgl.assistant(sgl.gen("part"))
+        forks.join("concate_and_append")
+        s += sgl.user("Sum up.")
+        s += sgl.assistant(sgl.gen("end"))
+
+    program.run(backend=backend(large, small, check=Check.OFF, warm_up_steps=2)).sync()
+    whole = told(None, "part 0", "reply of large", "part 1", "reply of large", "Sum up.")
+    assert large.prompts()[-1] == render(GEMMA3, whole, add_generation_prompt=True)
+
+
 def test_runs_with_the_same_arguments_are_runs_of_their_own(large: FakeEngine, small: FakeEngine) -> None:
     arguments = {"question": "Why?"}
     states = three_steps.run_batch([arguments, arguments, arguments], backend=backend(large, small))
@@ -350,7 +366,7 @@ def test_nothing_is_kept_of_a_program_that_is_gone(large: FakeEngine, small: Fak
     branch = weakref.ref(branch_of(state.stream_executor))
     del state
     until(lambda: gc.collect() >= 0 and branch() is None, "the run's state is freed")
-    assert len(both._running) == 0
+    assert len(both._joins) == 0
 
 
 def test_text_without_messages_is_passed_as_it_is_a_step_each_gen(large: FakeEngine, small: FakeEngine) -> None:

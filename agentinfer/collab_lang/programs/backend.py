@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from agentinfer.collab_lang.programs.branch import Branch, RunTemplate, branch_o
 from agentinfer.collab_lang.programs.conversation import Place, Written, has_loose_text, place, written
 from agentinfer.collab_lang.programs.endpoint import EngineFailure, Turn
 from agentinfer.collab_lang.programs.engine import Engine
+from agentinfer.collab_lang.programs.joins import Joins
 from agentinfer.collab_lang.programs.rendering import Refusal
 from agentinfer.collab_lang.programs.tool_time import EndedStep, ToolTime
 from agentinfer.collab_lang.settings import Check, CollabSettings
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_KEPT_JOINED = 256
 # A program ends by itself: no limit of steps but where one is set.
 DEFAULT_SETTINGS = CollabSettings(max_steps=None)
 
@@ -83,8 +82,7 @@ class CollabBackend(BaseBackend):
         self._engines = {Model.LARGE: Engine(Model.LARGE, large, clock), Model.SMALL: Engine(Model.SMALL, small, clock)}
         self._rate = EscalationRate()
         self._lock = threading.Lock()
-        self._running: weakref.WeakValueDictionary[str, StreamExecutor] = weakref.WeakValueDictionary()
-        self._joined_early: dict[str, list[dict[str, Any]]] = {}
+        self._joins = Joins()
         self._prepare()
 
     def with_settings(self, settings: CollabSettings) -> CollabBackend:
@@ -136,21 +134,7 @@ class CollabBackend(BaseBackend):
 
     def concatenate_and_append(self, src_rids: list[str], dst_rid: str) -> None:
         """Forks are joined one after the other: the text is, by the interpreter, and here their messages."""
-        parent = self._running.get(dst_rid)
-        shared = parent.messages_ if parent is not None else []
-        added: list[dict[str, Any]] = []
-        for rid in src_rids:
-            fork = self._running.get(rid)
-            if fork is not None:
-                own = [each for each in fork.messages_ if not any(each is known for known in shared)]
-                added.extend(own)
-        if parent is not None:
-            parent.messages_.extend(added)
-        elif added:
-            # The parent has asked for nothing yet; it gets them when it does, and may be gone before.
-            self._joined_early[dst_rid] = added
-            while len(self._joined_early) > _KEPT_JOINED:
-                self._joined_early.pop(next(iter(self._joined_early)))
+        self._joins.join(src_rids, dst_rid)
 
     def generate(self, s: StreamExecutor, sampling_params: SglSamplingParams) -> tuple[Any, dict[str, Any]]:
         def act(engine: Engine, turn: Turn) -> tuple[Any, dict[str, Any]]:
@@ -261,10 +245,7 @@ class CollabBackend(BaseBackend):
                 self._rate.observe(closed.next_model is Model.LARGE)
 
     def _branch(self, s: StreamExecutor) -> Branch:
-        self._running[s.sid] = s
-        joined = self._joined_early.pop(s.sid, None)
-        if joined:
-            s.messages_.extend(joined)
+        self._joins.seen(s)
         return branch_of(s)
 
     def _first_connected(self) -> RuntimeEndpoint:
