@@ -16,7 +16,7 @@ from tests.template_rendering import render
 
 BLOCK = (
     "===PROGRESS===\n<reason> it did one two three four five six seven eight nine </reason>\n"
-    "<value> TRUE </value>\n===END_PROGRESS==="
+    "<value>TRUE</value>\n===END_PROGRESS==="
 )
 
 

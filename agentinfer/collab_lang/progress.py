@@ -22,16 +22,18 @@ _JUDGE: Final = (
 )
 QUESTION: Final = (
     _JUDGE + "Answer with this block and nothing else, the reason in 10 to 20 words:\n"
-    "===PROGRESS===\n<reason> ... </reason>\n<value> TRUE or FALSE </value>\n===END_PROGRESS==="
+    "===PROGRESS===\n<reason> ... </reason>\n<value>TRUE or FALSE</value>\n===END_PROGRESS==="
 )
 QUESTION_FOR_VALUE: Final = _JUDGE + "Answer with one word, TRUE or FALSE."
 # What stands in for the results of calls that still run: chat templates want a result after each call.
 PENDING_RESULT: Final = "(still running)"
 
+# No spaces inside the value's tags, where the paper has them: under a grammar the space is mostly a token by itself,
+# after which the words are cut into other tokens than the model would write, and their probabilities are not its own.
 # A word has at most 24 characters, so that the block ends whatever the model would like to say.
 _WORDS: Final = r"(?:[^\s<>]{1,24} ){9,19}[^\s<>]{1,24}"
 BLOCK_REGEX: Final = (
-    r"===PROGRESS===\n<reason> " + _WORDS + r" </reason>\n<value> (?:TRUE|FALSE) </value>\n===END_PROGRESS==="
+    r"===PROGRESS===\n<reason> " + _WORDS + r" </reason>\n<value>(?:TRUE|FALSE)</value>\n===END_PROGRESS==="
 )
 VALUE_REGEX: Final = "(?:TRUE|FALSE)"
 _WORDS_OF_VALUE: Final = ("TRUE", "FALSE")

@@ -9,7 +9,7 @@ import pytest
 from agentinfer.collab_lang.progress import BLOCK_REGEX, VALUE_REGEX
 
 pytestmark = pytest.mark.sglang
-_FRAME = "===PROGRESS===\n<reason> {} </reason>\n<value> {} </value>\n===END_PROGRESS==="
+_FRAME = "===PROGRESS===\n<reason> {} </reason>\n<value>{}</value>\n===END_PROGRESS==="
 
 
 def test_the_engines_grammar_backend_agrees_on_what_the_regexes_allow() -> None:

@@ -30,12 +30,12 @@ def completion(p_true: float, is_block: bool, has_alternatives: bool = True) -> 
     listed = [{"token": token, "logprob": logprob} for token, logprob in alternatives] if has_alternatives else []
     value = {"token": word, "logprob": -0.1, "top_logprobs": listed}
     before = f"===PROGRESS===\n<reason> {REASON} </reason>\n<value>"
-    after = " </value>\n===END_PROGRESS==="
+    after = "</value>\n===END_PROGRESS==="
     if not is_block:
         message, rows = word, [value]
     else:
-        message = f"{before} {word}{after}"
-        rows = [{"token": before, "logprob": 0.0}, {**value, "token": f" {word}"}, {"token": after, "logprob": 0.0}]
+        message = f"{before}{word}{after}"
+        rows = [{"token": before, "logprob": 0.0}, {**value, "token": word}, {"token": after, "logprob": 0.0}]
     return {"choices": [{"message": {"role": "assistant", "content": message}, "logprobs": {"content": rows}}]}
 
 

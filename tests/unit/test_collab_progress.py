@@ -23,7 +23,7 @@ from agentinfer.collab_lang.progress import (
     verdict,
 )
 
-_FRAME = "===PROGRESS===\n<reason> {} </reason>\n<value> {} </value>\n===END_PROGRESS==="
+_FRAME = "===PROGRESS===\n<reason> {} </reason>\n<value>{}</value>\n===END_PROGRESS==="
 blocks = st.from_regex(re.compile(BLOCK_REGEX), fullmatch=True)
 
 
@@ -32,7 +32,7 @@ blocks = st.from_regex(re.compile(BLOCK_REGEX), fullmatch=True)
 def test_whatever_the_grammar_allows_is_read(text: str) -> None:
     found = read_block(text)
     assert found is not None
-    assert found.is_progress == text.endswith("<value> TRUE </value>\n===END_PROGRESS===")
+    assert found.is_progress == text.endswith("<value>TRUE</value>\n===END_PROGRESS===")
     assert found.reason == " ".join(text.split("<reason>")[1].split("</reason>")[0].split())
 
 
@@ -51,7 +51,7 @@ def test_a_block_cut_short_is_no_verdict(text: str, data: st.DataObject) -> None
 @pytest.mark.parametrize(("words", "is_allowed"), [(9, False), (10, True), (20, True), (21, False)])
 def test_a_reason_has_ten_to_twenty_words(words: int, is_allowed: bool) -> None:
     block = (
-        f"===PROGRESS===\n<reason> {' '.join(['word'] * words)} </reason>\n<value> TRUE </value>\n===END_PROGRESS==="
+        f"===PROGRESS===\n<reason> {' '.join(['word'] * words)} </reason>\n<value>TRUE</value>\n===END_PROGRESS==="
     )
     assert (re.fullmatch(BLOCK_REGEX, block) is not None) == is_allowed
 

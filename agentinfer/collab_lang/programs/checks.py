@@ -37,9 +37,8 @@ def judge(engine: Engine, what: Written, kind: Check, hints: Mapping[str, Any]) 
     before_value, tag, _ = block.partition(_VALUE_TAG)
     if not tag:
         return None
-    # The words bring the space before them: both tokenizers have it within the word's first token.
     begun = Written(asked.messages, asked.role, asked.begun + before_value + tag)
-    return progress.read_block(block, _p_true(engine, begun, tuple(f" {word}" for word in _WORDS), hints))
+    return progress.read_block(block, _p_true(engine, begun, _WORDS, hints))
 
 
 def _answer(engine: Engine, asked: Written, regex: str, max_tokens: int, hints: Mapping[str, Any]) -> str:
