@@ -50,9 +50,7 @@ def test_a_block_cut_short_is_no_verdict(text: str, data: st.DataObject) -> None
 
 @pytest.mark.parametrize(("words", "is_allowed"), [(9, False), (10, True), (20, True), (21, False)])
 def test_a_reason_has_ten_to_twenty_words(words: int, is_allowed: bool) -> None:
-    block = (
-        f"===PROGRESS===\n<reason> {' '.join(['word'] * words)} </reason>\n<value>TRUE</value>\n===END_PROGRESS==="
-    )
+    block = f"===PROGRESS===\n<reason> {' '.join(['word'] * words)} </reason>\n<value>TRUE</value>\n===END_PROGRESS==="
     assert (re.fullmatch(BLOCK_REGEX, block) is not None) == is_allowed
 
 
