@@ -22,6 +22,7 @@ from agentinfer.runtime.compression.service import CompressionService
 from agentinfer.runtime.follower import EngineFacts, TurnFollower
 from agentinfer.runtime.http import FollowTurns
 from agentinfer.runtime.prefill.engine import Prompt, wanted_prompt
+from agentinfer.runtime.prefill.warming import Pace
 from agentinfer.runtime.turns import current_turn
 from agentinfer.sessions import SessionTable
 from tests.agent_sessions import SYSTEM, assistant, call, tool, user
@@ -63,6 +64,7 @@ class Server:
             CompositionStore(1 << 20),
             lambda door, asked: distiller or Noting(),
             clock,
+            pace := Pace(clock),
             metrics := CompressionMetrics(CollectorRegistry()),
             Counts(),
             recall=Recall(1 << 20, metrics) if recall else None,
@@ -70,7 +72,7 @@ class Server:
         self.table = SessionTable(10, 60, clock, lambda: "s", on_gone=lambda gone: self.follower.session_gone(gone))
         facts = EngineFacts("m", "cpu", 1)
         self.follower = TurnFollower(
-            self.table, clock, Metrics(CollectorRegistry()), facts, about={}, compression=self.compression
+            self.table, clock, Metrics(CollectorRegistry()), facts, about={}, compression=self.compression, pace=pace
         )
         self.refused: list[Exception] = []
         self.middleware = FollowTurns(self.app, lambda: self.follower, lambda: True, None, self.refused.append)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agentinfer.radix_ext.latency_file import LatencyFile
     from agentinfer.runtime.compression.service import CompressionService
     from agentinfer.runtime.prefill.service import PrefillService
+    from agentinfer.runtime.prefill.warming import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,11 @@ class TurnFollower:
         latency_file: LatencyFile | None = None,
         compression: CompressionService | None = None,
         prefill: PrefillService | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """`about` is shown by `status` as it is. `channel` is there when the scheduler wants to hear of sessions,
-        `compression` where their memory is shortened, `prefill` where prompts are computed ahead on request.
+        `compression` where their memory is shortened, `prefill` where prompts are computed ahead on request, `pace`
+        where either is.
 
         What is learned of tools is kept in `latency_file`, where there is one.
         """
@@ -90,6 +93,7 @@ class TurnFollower:
         self._channel = channel
         self.compression = compression
         self.prefill = prefill
+        self._pace = pace
         self._tool_times = ToolTimes(clock, metrics, latency_file)
         self._started_s, self._started_unix_s = clock.monotonic_s(), clock.unix_s()
         self._turns: Counter[str] = Counter()
@@ -113,8 +117,8 @@ class TurnFollower:
         self._tool_times.turn_begun(turn)
         if self._channel is not None:
             self._channel.turn_begun()
-        if self.compression is not None:
-            self.compression.turn_begun()
+        if self._pace is not None:
+            self._pace.turn_begun()
         if self.prefill is not None:
             self.prefill.turn_begun(turn.session_id)
         return FollowedTurn(
@@ -129,8 +133,8 @@ class TurnFollower:
 
     def finish(self, followed: FollowedTurn, outcome: Outcome, content_type: str, raw: bytes) -> None:
         """End a turn. Never raises: the answer is out, and what is wrong here is ours alone."""
-        if self.compression is not None:
-            self.compression.turn_finished()
+        if self._pace is not None:
+            self._pace.turn_finished()
         if self.prefill is not None:
             self.prefill.turn_finished(followed.session_id)
         try:

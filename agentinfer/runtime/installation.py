@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agentinfer.runtime.compression.registration import PreparedCompression
     from agentinfer.runtime.compression.service import CompressionService
     from agentinfer.runtime.prefill.service import PrefillService
+    from agentinfer.runtime.prefill.warming import Pace
 
 SEAMS = (
     Seam(
@@ -116,6 +117,7 @@ def _follower(
 
     settings = config.sessions
     channel = connect(clock, config.scheduling) if config.scheduling.enabled else None
+    pace = _pace(config, clock)
     follower = TurnFollower(
         table=SessionTable(
             max_sessions=settings.max_sessions,
@@ -136,24 +138,34 @@ def _follower(
         recorder=recorder,
         channel=channel,
         latency_file=latency_file,
-        compression=None if compression is None else compression.service(clock, channel),
-        prefill=_prefill(config, clock, channel),
+        compression=None if compression is None or pace is None else compression.service(clock, pace, channel),
+        prefill=_prefill(config, clock, pace, channel),
+        pace=pace,
     )
     return follower
 
 
-def _prefill(config: AgentInferConfig, clock: Clock, channel: SchedulerChannel | None) -> PrefillService | None:
-    if not config.prefill_route.enabled:
+def _pace(config: AgentInferConfig, clock: Clock) -> Pace | None:
+    """One for all that computes beside the turns."""
+    if not config.compress.enabled and not config.prefill_route.enabled:
+        return None
+    from agentinfer.runtime.prefill.warming import Pace
+
+    return Pace(clock)
+
+
+def _prefill(
+    config: AgentInferConfig, clock: Clock, pace: Pace | None, channel: SchedulerChannel | None
+) -> PrefillService | None:
+    if pace is None or not config.prefill_route.enabled:
         return None
     from agentinfer.metrics import PrefillMetrics
     from agentinfer.runtime.prefill.job import Computer
     from agentinfer.runtime.prefill.service import PrefillService
-    from agentinfer.runtime.prefill.warming import Pace
     from agentinfer.runtime.scoring import served_manager
 
-    pace = Pace(clock)
     computer = Computer(pace, served_manager(), clock)
-    return PrefillService(config.prefill_route.prefill_max, pace, computer, clock, PrefillMetrics(), channel)
+    return PrefillService(config.prefill_route.prefill_max, computer, clock, PrefillMetrics(), channel)
 
 
 def _prefill_of(follower: TurnFollower) -> PrefillService:

@@ -92,14 +92,12 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, max_jobs: int = 2) -> None:
         self.engine = Engine()
         self.channel = Channel()
-        self.pace = Pace(ManualClock())
         tokenizer = SimpleNamespace(encode=lambda text: [3 + ord(each) % 900 for each in text])
         model_config = SimpleNamespace(vocab_size=VOCABULARY)
         manager = SimpleNamespace(tokenizer=tokenizer, max_req_input_len=ROOM, model_config=model_config)
         self.service = PrefillService(
             max_jobs,
-            self.pace,
-            Computer(self.pace, manager, SystemClock()),
+            Computer(Pace(ManualClock()), manager, SystemClock()),
             SystemClock(),
             PrefillMetrics(CollectorRegistry()),
             self.channel,  # type: ignore[arg-type]

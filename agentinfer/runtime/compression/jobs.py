@@ -68,6 +68,7 @@ class JobRunner:
         distil_timeout_s: float,
         num_dropped_lines: Callable[[], int],
         clock: Clock,
+        pace: Pace,
         metrics: CompressionMetrics,
         channel: SchedulerChannel | None,
         recall: Recall | None,
@@ -76,13 +77,13 @@ class JobRunner:
         self._distil_timeout_s = distil_timeout_s
         self._num_dropped_lines = num_dropped_lines
         self._clock = clock
+        self._pace = pace
         self._metrics = metrics
         self._channel = channel
         self._recall = recall
         self._door: AppDoor | None = None
         self._stride = Stride()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.pace = Pace(clock)
         self.ends: Counter[str] = Counter()
         self.warmed_tokens = 0
         self.num_pieces = 0
@@ -163,7 +164,7 @@ class JobRunner:
                 # What the turns themselves have put there: all before the first result that is taken.
                 now = await door.prompt(*self._as_sent(session.active, asked, session.history))
                 num_known = common_length(prompt.ids, now.ids)
-            await warm(prompt.ids, warmed, self.pace, self._stride, piece, num_known)
+            await warm(prompt.ids, warmed, self._pace, self._stride, piece, num_known)
             commands = job.warmed(command.job, len(command.messages))
         except Exception as error:
             commands = job.failed(command.job, f"{type(error).__name__}: {error}")

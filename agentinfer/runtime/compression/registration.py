@@ -14,6 +14,7 @@ from agentinfer.metrics import CompressionMetrics
 from agentinfer.runtime.compression.distilling import Distillers
 from agentinfer.runtime.compression.service import CompressionService
 from agentinfer.runtime.compression.template import engine_render, note_may_be_a_step
+from agentinfer.runtime.prefill.warming import Pace
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class PreparedCompression:
     store: CompositionStore
     distillers: Distillers
 
-    def service(self, clock: Clock, channel: SchedulerChannel | None) -> CompressionService:
+    def service(self, clock: Clock, pace: Pace, channel: SchedulerChannel | None) -> CompressionService:
         """For an engine that is there. Raises ConfigError where its chat template renders no tool results."""
         from sglang.srt.entrypoints.http_server import get_global_state
 
@@ -46,6 +47,7 @@ class PreparedCompression:
             choose_distiller=self.distillers.for_client,
             counts=self.distillers.counts,
             clock=clock,
+            pace=pace,
             metrics=metrics,
             channel=channel,
             recall=self._recall(metrics) if self.config.compress_recall else None,

@@ -25,6 +25,7 @@ from agentinfer.metrics import CompressionMetrics
 from agentinfer.runtime.compression.door import Asked
 from agentinfer.runtime.compression.jobs import ChooseDistiller, JobRunner, SessionJob
 from agentinfer.runtime.exchange import App, Scope
+from agentinfer.runtime.prefill.warming import Pace
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 from agentinfer.runtime.turns import FollowedTurn
 
@@ -41,13 +42,15 @@ class CompressionService:
         store: CompositionStore,
         choose_distiller: ChooseDistiller,
         clock: Clock,
+        pace: Pace,
         metrics: CompressionMetrics,
         counts: Counts,
         channel: SchedulerChannel | None = None,
         recall: Recall | None = None,
     ) -> None:
-        """`counts` are those of the model's notes. `channel` is there where sessions are scheduled: what is computed
-        ahead is then a session of its own. `recall` is there where the server offers that tool."""
+        """`pace` is the whole server's, `counts` are those of the model's notes. `channel` is there where sessions are
+        scheduled: what is computed ahead is then a session of its own. `recall` is there where the server offers that
+        tool."""
         self._settings = settings
         self._store = store
         self._clock = clock
@@ -56,7 +59,14 @@ class CompressionService:
         self._channel = channel
         self._recall = recall
         self._jobs = JobRunner(
-            choose_distiller, settings.distil_timeout_s, lambda: counts.dropped_lines, clock, metrics, channel, recall
+            choose_distiller,
+            settings.distil_timeout_s,
+            lambda: counts.dropped_lines,
+            clock,
+            pace,
+            metrics,
+            channel,
+            recall,
         )
         self._sessions: dict[str, SessionJob] = {}
         self._totals: Counter[str] = Counter()
@@ -64,14 +74,6 @@ class CompressionService:
     def serve_through(self, app: App) -> None:
         """`app` is what our middleware wraps; before the first request."""
         self._jobs.serve_through(app)
-
-    def turn_begun(self) -> None:
-        """A turn of any session is on its way to the engine."""
-        self._jobs.pace.turn_begun()
-
-    def turn_finished(self) -> None:
-        """A turn that was begun has ended, however."""
-        self._jobs.pace.turn_finished()
 
     def body_for(self, followed: FollowedTurn, scope: Scope, body: Mapping[str, Any]) -> bytes | None:
         """The body that the engine gets in place of the client's; None where that stays as it is."""

@@ -14,7 +14,7 @@ from agentinfer.clock import Clock
 from agentinfer.metrics import PrefillMetrics
 from agentinfer.runtime.exchange import App, Scope
 from agentinfer.runtime.prefill.job import Computer, Job, Prefilled, ahead_id
-from agentinfer.runtime.prefill.warming import Pace, WarmingError
+from agentinfer.runtime.prefill.warming import WarmingError
 from agentinfer.runtime.prefill.wish import Wish
 from agentinfer.runtime.refusals import RefusedRequest
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
@@ -29,7 +29,6 @@ class PrefillService:
     def __init__(
         self,
         max_jobs: int,
-        pace: Pace,
         computer: Computer,
         clock: Clock,
         metrics: PrefillMetrics,
@@ -38,7 +37,6 @@ class PrefillService:
         """`channel` is there where sessions are scheduled: what is computed ahead is then a session of its own, until
         the session it is for has had a turn."""
         self._max_jobs = max_jobs
-        self._pace = pace
         self._computer = computer
         self._clock = clock
         self._metrics = metrics
@@ -82,14 +80,12 @@ class PrefillService:
 
     def turn_begun(self, session_id: str) -> None:
         """A turn of the session is on its way: it computes for itself what is missing."""
-        self._pace.turn_begun()
         job = self._jobs.get(session_id)
         if job is not None:
             job.stop("turn")
 
     def turn_finished(self, session_id: str) -> None:
         """A turn of the session has ended; what it used of what was computed ahead is its own from now on."""
-        self._pace.turn_finished()
         self._end_ahead(session_id)
 
     def session_gone(self, session_id: str) -> None:
