@@ -155,7 +155,8 @@ class FakeEngine:
 
         async def send(choice: dict[str, Any] | None, **more: Any) -> None:
             choices = [] if choice is None else [{"index": 0, "finish_reason": None, **choice}]
-            chunk = {"id": f"chat-{self.name}", "created": 7, "model": self.name, "choices": choices, **more}
+            chunk = {"id": f"chat-{self.name}", "object": "chat.completion.chunk", "created": 7, "model": self.name}
+            chunk |= {"choices": choices, **more}
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
 
         await send({"delta": {"role": "assistant", "content": ""}})

@@ -205,6 +205,17 @@ def test_what_is_malformed_is_refused_in_the_shape_of_the_api(
     run(test)
 
 
+def test_fields_that_make_no_sense_are_the_engines_to_refuse() -> None:
+    async def test() -> None:
+        async with front(FakeEngine("big", status=400)) as live:
+            for fields in ({"stream": True, "stream_options": "usage"}, {"tools": 3}, {"n": "two"}):
+                status, body, _ = await live.chat(ASK, **fields)
+                assert (status, body["message"]) == (400, "no")
+            assert [turn.get("stream_options") for turn in live.large.turns] == ["usage", None, None]
+
+    run(test)
+
+
 def test_bodies_that_are_no_json_and_unknown_models_are_refused() -> None:
     async def test() -> None:
         async with front() as live:
@@ -331,7 +342,7 @@ def test_a_session_that_says_it_is_over_is_forgotten() -> None:
     async def test() -> None:
         async with front() as live:
             await live.chat(ASK, agentinfer={"session": "s", "last": True})
-            assert "s" not in live.turns.sessions
+            assert live.turns.sessions.get("s") is None
             status, _ = await live.get("/agentinfer/collab/sessions/s")
             assert status == 404
             assert live.large.checks == []

@@ -119,8 +119,9 @@ class _Streaming:
     """The client's end of a streamed reply."""
 
     def __init__(self, request: web.Request, incoming: Incoming, turn: OpenTurn, settings: FrontSettings) -> None:
-        options = incoming.body.get("stream_options") or {}
-        self.reply = ReplyStream(settings.name, wants_usage=bool(options.get("include_usage")))
+        options = incoming.body.get("stream_options")
+        wants_usage = isinstance(options, Mapping) and bool(options.get("include_usage"))
+        self.reply = ReplyStream(settings.name, wants_usage)
         self.response: web.StreamResponse | None = None
         self.request = request
         self._turn = turn

@@ -107,9 +107,6 @@ class CollabSessions:
         for session_id in list(self._sessions):
             self.gone(session_id)
 
-    def __contains__(self, session_id: str) -> bool:
-        return session_id in self._sessions
-
     def __iter__(self) -> Iterator[CollabSession]:
         return iter(self._sessions.values())
 

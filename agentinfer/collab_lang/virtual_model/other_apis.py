@@ -112,7 +112,9 @@ def _read(api: Api, raw: bytes, is_stream: bool) -> Reply:
 def _as_chat(turn: OpenTurn, body: Mapping[str, Any]) -> dict[str, Any]:
     """The request as a chat, for what is asked between the turns."""
     chat: dict[str, Any] = {"messages": [message.as_openai() for message in turn.turn.conversation.messages]}
-    tools = [_chat_tool(tool) for tool in body.get("tools") or () if isinstance(tool, Mapping) and tool.get("name")]
+    given = body.get("tools")
+    named = (tool for tool in (given if isinstance(given, list) else ()) if isinstance(tool, Mapping))
+    tools = [_chat_tool(tool) for tool in named if tool.get("name")]
     return chat | ({"tools": tools} if tools else {})
 
 

@@ -39,8 +39,9 @@ def turn_body(body: Mapping[str, Any], engine: Engine, session_id: str, parent_i
         sent["agentinfer"] = {**parent, **own, "session": session_id}
     else:
         sent["session_id"] = session_id
-    if body.get("stream") and "messages" in body:
-        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    options = body.get("stream_options") or {}
+    if body.get("stream") and "messages" in body and isinstance(options, Mapping):
+        sent["stream_options"] = {**options, "include_usage": True}
     return sent
 
 

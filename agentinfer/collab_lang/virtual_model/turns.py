@@ -142,7 +142,7 @@ class Turns:
         session.read[speaker] = Read(num_tokens, session.size_bytes)
         session.read[speaker.other].ahead_tokens = None
         session.last_speaker = speaker
-        if session.session_id in self.sessions:
+        if self.sessions.get(session.session_id) is session:
             self._between_turns(session, step, speaker, body, message, num_tokens)
 
     def give_up(self, turn: OpenTurn, outcome: Outcome, partial: Reply | None = None) -> None:
