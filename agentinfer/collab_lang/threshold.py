@@ -81,8 +81,9 @@ def read(path: Path) -> Threshold:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        seen = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"{path}: not readable as a threshold ({error}); write one: agentinfer collab calibrate"
+            f"{path}: not readable as a threshold ({seen}); write one: agentinfer collab calibrate"
         ) from None
     if not isinstance(document, dict) or (document.get("format"), document.get("version")) != (FORMAT, VERSION):
         raise ConfigError(f"{path}: not a threshold of version {VERSION}; write one: agentinfer collab calibrate")
