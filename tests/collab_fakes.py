@@ -67,6 +67,8 @@ class FakeEngine:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/agentinfer/prefill", self._prefill)
+        app.router.add_post("/v1/messages", self._message)
+        app.router.add_post("/v1/responses", self._response)
         app.router.add_route("*", "/{path:.*}", self._other)
         self.runner, self.port = await served(app, self.port, handler_cancellation=True)
         return self
@@ -100,6 +102,31 @@ class FakeEngine:
         self.others.append((request.method, request.path_qs))
         model = (await request.json()).get("model") if request.can_read_body else None
         return web.json_response({"by": self.name, "model": model})
+
+    async def _message(self, request: web.Request) -> web.StreamResponse:
+        """A whole answer of Anthropic's API with one call of a tool; cut after `dies_after` bytes."""
+        self.turns.append(await request.json())
+        use = {"type": "tool_use", "id": "use_1", "name": "look", "input": {"at": "it"}}
+        content = [{"type": "text", "text": "".join(self.pieces)}, use]
+        return await self._cut(request, {"type": "message", "role": "assistant", "content": content})
+
+    async def _response(self, request: web.Request) -> web.StreamResponse:
+        self.turns.append(await request.json())
+        part = {"type": "output_text", "text": "".join(self.pieces)}
+        item = {"type": "message", "role": "assistant", "content": [part]}
+        answer = {"id": f"resp-{self.name}-{len(self.turns)}", "status": "completed", "output": [item]}
+        return await self._cut(request, answer)
+
+    async def _cut(self, request: web.Request, answer: dict[str, Any]) -> web.StreamResponse:
+        raw = json.dumps({**answer, "by": self.name}).encode()
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(raw))})
+        if self.dies_after != -1:
+            await response.prepare(request)
+            await response.write(raw[: self.dies_after])
+            await asyncio.sleep(0.02)
+        if self.dies_after is not None:
+            request.transport.abort()  # type: ignore[union-attr]
+        return response
 
     async def _prefill(self, request: web.Request) -> web.Response:
         body = await request.json()

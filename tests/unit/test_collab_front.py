@@ -431,20 +431,5 @@ def test_a_key_guards_everything_but_the_probes() -> None:
     run(test)
 
 
-def test_responses_and_messages_get_the_model_whose_turn_it_is() -> None:
-    async def test() -> None:
-        async with front(settings=quick(warm_up_steps=0)) as live:
-            for path, body in (
-                ("/v1/messages", {"model": "collab", "messages": ASK, "max_tokens": 5}),
-                ("/v1/responses", {"model": "collab", "input": "find it"}),
-            ):
-                async with live.http.post(live.url + path, json=body) as answer:
-                    assert answer.status == 200
-                    assert answer.headers["x-agentinfer-model"] == "small"
-                    assert (await answer.json())["by"] == "little-model"
-
-    run(test)
-
-
 def _has_checks(engine: FakeEngine, number: int) -> bool:
     return len(engine.checks) == number
