@@ -89,13 +89,14 @@ def test_a_tool_of_no_plain_type_is_refused_where_it_is_made() -> None:
     [
         ('{"name": "look", "arguments": {"path": "a", "lines": 3}}', "a:3:up", False),
         ('{"name": "count", "arguments": {"words": ["a", "b"]}}', "2", False),
+        ('{"name": "look", "arguments": {"path": "a\tb"}}', "a\tb:10:up", False),
         ('{"name": "look", "arguments": {"path": "missing"}}', "error: FileNotFoundError: missing", True),
         ('{"name": "look", "arguments": {"other": 1}}', "error: TypeError: look() got an unexpected", True),
         ('{"name": "burn", "arguments": {}}', "error: not a call of look, count (KeyError: 'burn')", True),
         ('{"name": "look", "argu', "error: not a call of look, count (JSONDecodeError", True),
         ("[1]", "error: not a call of look, count (TypeError", True),
     ],
-    ids=["strings", "numbers", "the tool fails", "other arguments", "unknown", "cut off", "no object"],
+    ids=["strings", "numbers", "a tab", "the tool fails", "other arguments", "unknown", "cut off", "no object"],
 )
 def test_what_the_model_is_told_of_a_call(written: str, told: str, is_error: bool) -> None:
     call = TOOLS.call(written)
