@@ -113,7 +113,7 @@ class PromptDoor:
         finally:
             wanted_prompt.reset(token)
         if wanted.prompt is None:
-            raise DoorError(f"{wanted.why_not}: {answer[:300].decode(errors='replace')}", status)
+            raise DoorError(f"{wanted.why_not}: {_told(answer)}", status)
         return wanted.prompt
 
     async def post(self, scope: Scope, body: Mapping[str, Any]) -> tuple[int, bytes]:
@@ -144,6 +144,15 @@ def chat_scope(scope: Scope) -> Scope:
     """The scope of a chat request by the client whose request, to whatever route, has `scope`."""
     kept = {name: scope[name] for name in _KEPT_SCOPE if name in scope}
     return {**kept, "path": CHAT_PATH, "raw_path": CHAT_PATH.encode(), "query_string": b""}
+
+
+def _told(answer: bytes) -> str:
+    """What SGLang says is wrong, in the shape of its chat route, or the beginning of whatever it says."""
+    try:
+        told = orjson.loads(answer)["message"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        told = None
+    return (told if isinstance(told, str) else answer.decode(errors="replace"))[:300]
 
 
 def _next(message: Mapping[str, Any], text: str) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Computer:
         if wish.source == "messages":
             prompt = await self._chat_prompt(wish, job.scope)
         else:
-            ids = wish.prompt if wish.source == "input_ids" else self._manager.tokenizer.encode(wish.prompt)
+            ids = wish.prompt if wish.source == "input_ids" else self._encoded(wish.prompt)
             identity = {name: wish.body[name] for name in IDENTITY if wish.body.get(name) is not None}
             prompt = Prompt(tuple(ids), identity, self._manager)
         self._check(prompt.ids, wish.source)
@@ -144,6 +144,12 @@ class Computer:
             if computed > SLACK_TOKENS:
                 break
         return done
+
+    def _encoded(self, text: str) -> Sequence[int]:
+        if self._manager.tokenizer is None:
+            raise RefusedRequest(400, "text: the server runs without a tokenizer, send input_ids", "text")
+        ids: Sequence[int] = self._manager.tokenizer.encode(text)
+        return ids
 
     async def _chat_prompt(self, wish: Wish, scope: Scope) -> Prompt:
         assert self._door is not None, "a request before the server started up"
