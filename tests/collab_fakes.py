@@ -269,7 +269,12 @@ class Front:
         body = {"model": "collab", "messages": messages, "stream": True, **fields}
         async with self.http.post(f"{self.url}/v1/chat/completions", json=body) as answer:
             assert answer.status == 200, await answer.text()
-            events = [line for line in (await answer.read()).split(b"\n\n") if line]
+            return self.chunks(await answer.read())
+
+    @staticmethod
+    def chunks(raw: bytes) -> list[dict[str, Any]]:
+        """What a stream said; its [DONE] must be there."""
+        events = [line for line in raw.split(b"\n\n") if line]
         assert events[-1] == b"data: [DONE]"
         return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
 
