@@ -92,10 +92,8 @@ def composition(covers: int, history: Sequence[dict[str, Any]]) -> Composition:
     return Composition(covers, digest, ({"role": "user", "content": "composed"},), (), TAKEN)
 
 
-def sent(
-    exchange: Exchange, history: Sequence[dict[str, Any]] = HISTORY, covers: int = 1, behind: int = 3
-) -> list[Any]:
-    """What the engine gets of a history, when the exchange was had behind its first `behind` messages."""
+def sent(exchange: Exchange, history: Sequence[dict[str, Any]] = HISTORY, covers: int = 1) -> list[Any]:
+    """What the engine gets of a history, when the exchange was had ahead of the second reply."""
     exchanges = Exchanges(1 << 20)
     exchanges.put("s", chat(*HISTORY[:3]).chain[-1], exchange)
     return exchanges.sent(composition(covers, history), history, chat(*history).chain)
@@ -238,6 +236,11 @@ def test_a_further_answer_goes_on_in_the_same_reply() -> None:
     ending = read(stream.end())
     assert {event["id"] for event in [*read(passed), *ending]} == {"r0"}
     assert ending[-1]["usage"] == usage_of(30, 3)
+
+
+@pytest.mark.parametrize("event", [b": ping\n\n", b"data: [1]\n\n", b"data: {\n\n", b'data: {"choices": [{}]}\n\n'])
+def test_what_is_none_of_the_usual_events_passes_as_it_is(event: bytes) -> None:
+    assert StreamedAnswer(RECALL, Told()).feed(event) == event
 
 
 def test_a_call_that_was_cut_off_is_not_answered() -> None:

@@ -54,6 +54,8 @@ class StreamedAnswer:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
             return _with_break(event)
+        if not isinstance(chunk, dict):
+            return _with_break(event)
         if "error" in chunk or not isinstance(chunk.get("choices"), list):
             self.said.error = event
             return b""
@@ -67,6 +69,8 @@ class StreamedAnswer:
         if choice.get("finish_reason"):
             self.said.finish_reason = choice["finish_reason"]
             return self._hold(chunk)
+        if not isinstance(choice.get("delta"), dict):
+            return _with_break(event)
         is_ours = self._without_hidden(choice)
         is_changed = self._as_one_reply(choice) or is_ours
         if is_changed and not any(choice["delta"].get(name) for name in ("content", "reasoning_content", "tool_calls")):
