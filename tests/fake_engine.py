@@ -78,7 +78,7 @@ class FakeEngine:
             return [self._scored(each, body.get("logprob_start_len", 0)) for each in prompts]
         prompt = text_of(body)
         regex = body["sampling_params"].get("regex") or ""
-        text = BLOCK if "PROGRESS" in regex else self.reply(prompt)
+        text = BLOCK if "PROGRESS" in regex else "FALSE" if "FALSE" in regex else self.reply(prompt)
         if not _tokens_of(body):
             text = ""
         meta = {"prompt_tokens": len(prompt), "completion_tokens": len(text), "cached_tokens": 0}

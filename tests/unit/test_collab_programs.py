@@ -153,6 +153,13 @@ def test_the_block_gives_its_reason_and_the_words_their_probability(large: FakeE
     assert large.checks()[0].endswith("eight nine </reason>\n<value>TRUE")
 
 
+def test_an_engine_that_shows_no_tokens_is_judged_by_the_word_it_writes(large: FakeEngine, small: FakeEngine) -> None:
+    small.routes.remove("/tokenize")
+    state = three_steps.run(question="Why?", backend=backend(large, small))
+    step = collab_trail(state, wait_s=5)[1]
+    assert (step.verdict, step.p_true) == (Verdict.NO_PROGRESS, None)
+
+
 def test_the_check_asks_the_speaker_about_its_own_words(large: FakeEngine, small: FakeEngine) -> None:
     three_steps.run(question="Why?", backend=backend(large, small)).sync()
     assert "reply of large" in large.checks()[0]
