@@ -409,6 +409,12 @@ def test_beside_the_clients_calls_it_is_answered_for_the_next_turn(stream: bool)
     assert len(engine.asked) == 1
 
 
+def test_numbers_of_calls_have_no_gap_where_one_is_left_out() -> None:
+    calls = [{**recall_call(), "index": 0}, {**call("c1", "look"), "index": 1}]
+    _, answer = Engine(assistant("", *calls)).turn()
+    assert [each["index"] for each in answer["choices"][0]["message"]["tool_calls"]] == [0]
+
+
 def test_a_model_that_goes_on_calling_is_asked_without_the_tool_in_the_end(stream: bool) -> None:
     calls = [assistant("", recall_call(f"call_{number}", "o5")) for number in range(MAX_ROUNDS)]
     engine = Engine(*calls, assistant("Done."), stream=stream)

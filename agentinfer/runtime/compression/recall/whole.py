@@ -38,7 +38,7 @@ def joined_whole(tool: str, body: Mapping[str, Any], said: Answer, told: Told) -
         message["content"] = told.text + SEPARATOR + text if text else told.text
     if message.get("tool_calls"):
         calls = [call for call in message["tool_calls"] if call["function"].get("name") != tool]
-        message["tool_calls"] = calls or None
+        message["tool_calls"] = [_numbered(call, place) for place, call in enumerate(calls)] or None
     joined = {
         **body,
         "choices": [{**choice, "message": message, "finish_reason": said.told_reason}, *body["choices"][1:]],
@@ -48,3 +48,7 @@ def joined_whole(tool: str, body: Mapping[str, Any], said: Answer, told: Told) -
     if body.get("usage"):
         joined["usage"] = summed(told.usage, body["usage"])
     return joined
+
+
+def _numbered(call: Mapping[str, Any], place: int) -> Mapping[str, Any]:
+    return call if call.get("index") is None else {**call, "index": place}
