@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 ARGS   ?=
+# Test processes; each starts servers of its own. ARGS="-n 0" runs the tests in one.
+WORKERS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
@@ -23,7 +25,7 @@ serve: $(STAMP)/model
 	@exec $(BIN)/python -m agentinfer.launch_server $(ARGS)
 
 test: check $(STAMP)/model $(STAMP)/clients $(STAMP)/triton
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(STAMP)/core $(STAMP)/dev
 	$(BIN)/ruff check .

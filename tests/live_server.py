@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Small enough for two cores, and equal for every server of the suite, so that outputs may be compared between them.
+# Small enough for two cores with a server each, and equal for every server of the suite, so that outputs may be
+# compared between them.
 SMALL_MACHINE = {
-    "OMP_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -32,10 +33,23 @@ COMMON_FLAGS = ("--max-total-tokens", "24576", "--max-running-requests", "16")
 SHORT_FLAGS = ("--max-total-tokens", "2048", "--max-running-requests", "16")
 
 
+# Below those that the kernel gives to sockets that ask for none, so that nobody takes one between a look and its use.
+PORTS = range(20_000, 32_000)
+# SGLang's own sockets are within the next thousand ports behind a server's.
+PORTS_BEHIND = 1_000
+
+
+def ports_of_this_process() -> range:
+    """Each of pytest-xdist's processes has its own part of `PORTS`, with the ports behind them."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    width = len(PORTS) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return PORTS[number * width : (number + 1) * width - PORTS_BEHIND]
+
+
 def free_port() -> int:
-    """A port to listen on later: below those that the kernel gives to sockets that ask for none, so nobody takes it."""
+    """A port to listen on later."""
     while True:
-        port = random.randint(20_000, 32_000)
+        port = random.choice(ports_of_this_process())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -91,16 +105,21 @@ class LiveServer:
         self.stop()
         raise RuntimeError(f"server did not answer within {timeout_s:.0f} s:\n{self.tail()}")
 
-    def stop(self) -> None:
+    def stop(self, grace_s: float = 3.0) -> None:
+        """Ends all its processes at once: SGLang's own way takes up to 10 s. See `terminate` for that.
+
+        The launcher is first: its children end with it, and the one that keeps shared memory in order still does so.
+        """
         if self.process is None:
             return
-        group = self.process.pid
-        for step, grace_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-            try:
-                os.killpg(group, step)
-                self.process.wait(grace_s)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + grace_s
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.05)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process = None
 
     def terminate(self, timeout_s: float = 60.0) -> int:
