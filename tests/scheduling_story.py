@@ -92,14 +92,15 @@ class Story:
 
 
 def main() -> None:
-    story = Story(int(sys.argv[1]))
-    for number in range(600):
-        story.step(number)
-        if number % 100 == 0:
-            story.harness.check()
-    kinds = {kind: sum(each[0] == kind for each in story.decided) for kind in ("plan", "evict", "retract")}
-    digest = hashlib.sha256(repr(story.decided).encode()).hexdigest()
-    print("DECIDED", digest, *kinds.values(), story.harness.cache.num_unordered_evictions)  # noqa: T201
+    for seed in sys.argv[1:]:
+        story = Story(int(seed))
+        for number in range(600):
+            story.step(number)
+            if number % 100 == 0:
+                story.harness.check()
+        kinds = {kind: sum(each[0] == kind for each in story.decided) for kind in ("plan", "evict", "retract")}
+        digest = hashlib.sha256(repr(story.decided).encode()).hexdigest()
+        print("DECIDED", digest, *kinds.values(), story.harness.cache.num_unordered_evictions)  # noqa: T201
 
 
 if __name__ == "__main__":

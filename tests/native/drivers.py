@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,14 +21,34 @@ def build_driver(driver: Path, folder: Path, *flags: str, compiler: str | None =
     if compiler is None:
         pytest.skip("no C++ compiler (c++, or CXX)")
     program = folder / driver.stem
-    core = sorted(path for path in (SOURCES / "csrc").glob("*.cpp") if not path.name.startswith("bindings"))
-    command = [compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DAGENTINFER_CHECKED", *flags]
-    command += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", f"-I{SOURCES / 'csrc'}", "-o", str(program)]
-    done = subprocess.run([*command, str(driver), *map(str, core)], capture_output=True, text=True, check=False)
+    # libFuzzer's own `main` comes with the last step alone.
+    core = core_objects(compiler, *(flag.replace("=fuzzer,", "=fuzzer-no-link,") for flag in flags))
+    done = compile_with(compiler, *flags, "-o", str(program), str(driver), *map(str, core))
     if "cannot find" in done.stderr and "san" in done.stderr:
         pytest.skip(f"{compiler} has no sanitiser runtime here")
     assert done.returncode == 0, done.stderr
     return program
+
+
+@cache
+def core_objects(compiler: str, *flags: str) -> list[Path]:
+    """The compiled core without its bindings, made once for all drivers."""
+    folder = Path(tempfile.mkdtemp(prefix="agentinfer-core-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    objects = []
+    for source in sorted((SOURCES / "csrc").glob("*.cpp")):
+        if not source.name.startswith("bindings"):
+            objects.append(folder / f"{source.stem}.o")
+            done = compile_with(compiler, *flags, "-c", "-o", str(objects[-1]), str(source))
+            assert done.returncode == 0, done.stderr
+    return objects
+
+
+def compile_with(compiler: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run of the compiler with every warning an error and the checked mode on."""
+    flags = ("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DAGENTINFER_CHECKED")
+    command = [compiler, *flags, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", f"-I{SOURCES / 'csrc'}"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
 def run_programmes(driver: Path, folder: Path, runs: int) -> None:
