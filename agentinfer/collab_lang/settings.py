@@ -11,7 +11,7 @@ from agentinfer.errors import ConfigError
 class Check(StrEnum):
     """How the model that spoke is asked whether its step made progress."""
 
-    # The paper's block: a reason in words, then the value. Its decoding lasts about forty tokens.
+    # The paper's block: a reason in words, then the value. The embedded models decode 50 to 80 tokens for it.
     BLOCK = "block"
     # The value alone, as the probability of one token: a prefill of the question.
     VERDICT = "verdict"
