@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import aiohttp
-from tokenizers import Tokenizer
 
 from agentinfer.collab_lang.check_request import check_body, read_answer
 from agentinfer.collab_lang.controller import Model
 from agentinfer.collab_lang.settings import Check, CollabSettings
-from agentinfer.models import prepare
 from benchmarks.collab.episode import Said, choices, is_progress, messages
 from benchmarks.collab.tasks import Task
 from benchmarks.collab.tree import Node, Step
 
+Encode = Callable[[str], list[int]]
 # The tasks are too short for blocks of reasons by models of this size; the verdict is the probability of one word.
 CHECK: Final = CollabSettings(check=Check.VERDICT)
 
@@ -28,19 +27,22 @@ class Engine:
     Whole replies are scored, since a grammar that only filters tokens prefers those that begin likely.
     """
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, model: str, examples: Sequence[Task]) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, url: str, model: str, examples: Sequence[Task], encode: Encode
+    ) -> None:
+        """`encode`: text to the model's tokens, without any that begin or end one."""
         self.url = url
         self.model = model
         self._http = http
         self._examples = examples
-        self._tokenizer = Tokenizer.from_file(str(prepare(model) / "tokenizer.json"))
+        self._encode = encode
 
     async def step(self, task: Task, said: Said) -> Step:
         """The greedy step and its check. Raises RuntimeError where the engine refuses."""
         chat = messages(task, said, self._examples)
         prompt = await self._prompt(chat)
         possible = choices(task, said)
-        replies = [self._tokenizer.encode(fact.text, add_special_tokens=False).ids for fact in possible]
+        replies = [self._encode(fact.text) for fact in possible]
         shares = normalised(await self._logprobs(prompt, replies))
         choice = max(range(len(possible)), key=shares.__getitem__)
         reply = {"role": "assistant", "content": possible[choice].text}

@@ -9,6 +9,7 @@ from benchmarks.collab.tasks import Fact, Task
 
 Said = tuple[Fact, ...]
 _INSTRUCTION: Final = "Answer the question step by step. In each step, repeat the one fact that leads to the answer."
+REMIND = False
 # Steps beyond the path's after which a task is given up.
 _SPARE_STEPS: Final = 3
 
@@ -42,11 +43,13 @@ def messages(task: Task, said: Said, examples: Sequence[Task]) -> list[dict[str,
 
 
 def _played(task: Task, said: Said, is_open: bool = False) -> list[dict[str, Any]]:
+    question = f"Question: {task.question}"
     found = []
-    result = f"Question: {task.question}\n{_told(task, task.path[0].subject)}"
+    result = f"{question}\n{_told(task, task.path[0].subject)}"
     for fact in said:
         found += [_message("user", result), _message("assistant", fact.text)]
-        result = _told(task, fact.value)
+        # Models of this size forget what was asked: every result repeats it.
+        result = f"{_told(task, fact.value)}\n{question}" if REMIND else _told(task, fact.value)
     return [*found, _message("user", result)] if is_open else found
 
 

@@ -39,6 +39,7 @@ class Recorded:
     trees: Sequence[Tree]
     shared_tokens: Mapping[Model, int]
     seconds: Mapping[Model, tuple[float, float]]
+    random_seeds: int = RANDOM_SEEDS
 
     def play(self, policy_of_half: Sequence[Policy]) -> list[Played]:
         """Task by task; tasks of a half are played with its policy."""
@@ -118,7 +119,7 @@ def _compared(name: str, recorded: Recorded, policy_of_half: Sequence[Policy]) -
     played = recorded.play(policy_of_half)
     row = _row(name, recorded, played)
     share = _random_share(recorded, row["large_steps_share"])
-    drawn = [recorded.play([policies.at_random(share, seed)]) for seed in range(RANDOM_SEEDS)]
+    drawn = [recorded.play([policies.at_random(share, seed)]) for seed in range(recorded.random_seeds)]
     by_task = np.array([[each.is_right for each in run] for run in drawn], dtype=float)
     differences = np.array([each.is_right for each in played], dtype=float) - by_task.mean(axis=0)
     by_seed = by_task.mean(axis=1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agentinfer.collab_lang.controller import Model
-from benchmarks.collab.episode import is_over, is_right
+from benchmarks.collab.episode import is_right
 from benchmarks.collab.tasks import Task
 from benchmarks.collab.tree import Key, Node, Step, Tree, said_at
 
@@ -74,8 +74,7 @@ def play(task: Task, tree: Tree, policy: Policy, shared_tokens: Mapping[Model, i
         seen[model] = step.prompt_tokens + step.reply_tokens
         taken.append(Taken(model, step))
         key = (*key, step.choice)
-        said = said_at(task, key)
-        if is_over(task, said):
-            found.is_right = is_right(task, said)
+        if key not in tree.nodes:  # the record ends where the task does
+            found.is_right = is_right(task, said_at(task, key))
             return found
         before = node

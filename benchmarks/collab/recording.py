@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+from tokenizers import Tokenizer
 
 from agentinfer.collab_lang.controller import Model
 from agentinfer.models import prepare
 from benchmarks.automaton import machine
 from benchmarks.collab import costs
-from benchmarks.collab.engine import Engine, steps_of_both
+from benchmarks.collab.engine import Encode, Engine, steps_of_both
 from benchmarks.collab.evaluation import Recorded
 from benchmarks.collab.tasks import Kind, Task, Wording, kinds, make_tasks
 from benchmarks.collab.tree import record, tree_from_json
@@ -82,7 +83,7 @@ async def _record(
     at_once: int,
 ) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
-        engines = {model: Engine(http, urls[model], PAIR[model], examples()) for model in Model}
+        engines = {model: Engine(http, urls[model], name, examples(), encoder(name)) for model, name in PAIR.items()}
         if "costs" not in document:
             document["machine"] = machine()
             document["costs"] = {
@@ -101,6 +102,11 @@ async def _record(
                 print(f"{task.id}: {len(tree.nodes)} nodes", file=sys.stderr, flush=True)
 
         await asyncio.gather(*(work() for _ in range(at_once)))
+
+
+def encoder(model: str) -> Encode:
+    tokenizer = Tokenizer.from_file(str(prepare(model) / "tokenizer.json"))
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from agentinfer.collab_lang.controller import Model, Verdict
+from benchmarks import collab_live
 from benchmarks.collab import document, policies
-from benchmarks.collab.engine import normalised
+from benchmarks.collab.engine import Engine, normalised
 from benchmarks.collab.episode import Said, choices, is_over, is_progress, is_right, messages
 from benchmarks.collab.evaluation import CONSTANT, GROWING, Recorded, area_under_curve, evaluate
 from benchmarks.collab.play import Taken, play
@@ -53,7 +55,32 @@ def recorded_of(count: int) -> Recorded:
         return {LARGE: large(task, said), SMALL: small(task, said)}
 
     trees = [asyncio.run(record(task, both)) for task in tasks]
-    return Recorded(tasks, trees, {LARGE: 50, SMALL: 50}, {LARGE: (0.002, 0.03), SMALL: (0.001, 0.01)})
+    return Recorded(tasks, trees, {LARGE: 50, SMALL: 50}, {LARGE: (0.002, 0.03), SMALL: (0.001, 0.01)}, 20)
+
+
+class ToldEngine(Engine):
+    """Answers as SGLang's routes do, with a made-up prompt and one token a character; it prefers `preferred`."""
+
+    def __init__(self, preferred: str) -> None:
+        super().__init__(None, "http://made-up", "m", examples(), lambda text: [ord(each) for each in text])  # type: ignore[arg-type]
+        self.preferred = [ord(each) for each in preferred]
+        self.bodies: list[tuple[str, Any]] = []
+
+    async def _post(self, path: str, body: Any) -> Any:
+        self.bodies.append((path, body))
+        if path == "/generate":
+            return [{"meta_info": {"input_token_logprobs": self._rows(ids)}} for ids in body["input_ids"]]
+        if "regex" in body:
+            alternatives = [{"token": "TR", "logprob": -1.0}, {"token": "F", "logprob": -1.0 - 2.0}]
+            content = [{"token": "TR", "logprob": -1.0, "top_logprobs": alternatives}]
+            choice = {"message": {"role": "assistant", "content": "TR"}, "logprobs": {"content": content}}
+            return {"choices": [choice], "usage": {"prompt_tokens": 3 + len(self.preferred) + 70}}
+        return {"choices": [{"prompt_token_ids": [1, 2, 3]}]}
+
+    def _rows(self, ids: list[int]) -> list[list[Any]]:
+        reply = ids[3:]
+        logprob = -1.0 / len(reply) if reply == self.preferred else -3.0 / len(reply)
+        return [[None, ids[2], None], *([logprob, token, None] for token in reply)]
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +257,57 @@ def test_facts_read_as_sentences() -> None:
     assert Fact("Falcon", "author", "Clara").text == "Falcon's author is Clara."
     assert not Fact("Falcon", "author", "Clara").is_answer
     assert Fact("Clara", "home", "Oslo").is_answer
+
+
+def test_live_runs_are_compared_with_the_twin_of_the_same_repeat() -> None:
+    def run(way: str, repeat: int, seconds: float, **collab: int) -> dict[str, Any]:
+        turns = [{"session": "s", "turn": turn, "latency_s": seconds / 4} for turn in range(4)]
+        own = {"completion_mean_s": seconds, "worst_turn_s": 1.0, "prompt_tokens_computed": 10}
+        return {"way": way, "repeat": repeat, **own, "collab": collab, "turns": turns}
+
+    counts = {"switches": 2, "switch_unseen_tokens": 100, "switch_computed_tokens": 5}
+    runs = [run("large", 0, 10.0), run("large", 1, 20.0)]
+    runs += [run("collab", 0, 8.0, **counts), run("collab", 1, 10.0, **counts)]
+    large, collab = collab_live.rows(runs)
+    assert "completion_ratios" not in large
+    assert collab["completion_ratios"] == [0.8, 0.5]
+    assert collab["latency_ratio"]["median"] == pytest.approx(0.65)
+    assert collab["switch_prefilled_share"] == pytest.approx(0.95)
+    assert (collab["switches"], collab["repeats"]) == (4, 2)
+    assert collab_live.TWINS.keys() == collab_live.FRONTS.keys()
+
+
+def test_an_engine_says_the_likeliest_whole_reply_and_judges_it() -> None:
+    task = make_tasks(1, 4, kinds((3,), (3,), (Wording.FORWARD,)))[0]
+    engine = ToldEngine(task.path[0].text)
+    found = asyncio.run(engine.step(task, ()))
+    others = len(choices(task, ())) - 1
+    assert choices(task, ())[found.choice] == task.path[0]
+    assert found.is_progress
+    assert found.probability == pytest.approx(1 / (1 + others * math.exp(-2.0)), abs=1e-4)
+    assert found.p_true == pytest.approx(1 / (1 + math.exp(-2.0)), abs=1e-4)
+    assert (found.prompt_tokens, found.reply_tokens, found.check_tokens) == (3, len(task.path[0].text), 70)
+    scored = next(body for path, body in engine.bodies if path == "/generate")
+    assert scored["logprob_start_len"] == 2
+    assert len(scored["input_ids"]) == others + 1
+    judged = next(body for _, body in engine.bodies if "regex" in body)
+    assert judged["messages"][-2]["content"] == task.path[0].text
+
+
+def test_the_right_answer_is_weighed_against_the_other_answers_only() -> None:
+    task = make_tasks(1, 4, kinds((2,), (3,), (Wording.FORWARD,)))[0]
+    said = task.path[:1]
+    found = asyncio.run(ToldEngine(task.path[1].text).step(task, said))
+    places = sum(fact.is_answer for fact in choices(task, said))
+    assert places > 1
+    assert found.p_answer == pytest.approx(1 / (1 + (places - 1) * math.exp(-2.0)), abs=1e-4)
+    assert asyncio.run(ToldEngine("").step(task, ())).p_answer == 0.0
+
+
+def test_scores_of_other_tokens_than_the_replys_are_refused() -> None:
+    class Forgetful(ToldEngine):
+        def _rows(self, ids: list[int]) -> list[list[Any]]:
+            return super()._rows(ids)[:-1]
+
+    with pytest.raises(RuntimeError, match="scored other tokens"):
+        asyncio.run(Forgetful("").step(make_tasks(1, 4, KINDS)[0], ()))
