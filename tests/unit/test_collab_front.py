@@ -279,18 +279,44 @@ def test_text_reaches_the_client_before_the_reply_is_whole() -> None:
 def test_no_turn_waits_for_a_check_and_one_of_no_more_use_is_ended() -> None:
     async def test() -> None:
         large = FakeEngine("big", check_gate=asyncio.Event())
-        async with front(large, settings=quick(warm_up_steps=2)) as live:
+        async with front(large, settings=quick(warm_up_steps=3)) as live:
             messages = ASK
-            for step, model in enumerate(("large", "large", "small")):
+            for step, model in enumerate(("large", "large", "large", "small")):
                 _, body, _ = await live.chat(messages)
                 assert (body["agentinfer"]["collab"]["step"], body["agentinfer"]["collab"]["model"]) == (step, model)
                 messages = after(messages, body)
-                await until(partial(_has_checks, large, min(step + 1, 2)))
-            # The first check was ended by the second one, the second one since the small model spoke.
+                # The second check waits for the first one, which is ended when it can count no more: at the third turn.
+                await until(partial(_has_checks, large, (1, 1, 2, 2)[step]))
+            # The second one, and the third that waited for it, ended since the small model spoke.
             await until(lambda: large.cut_checks == 2)
+            assert len(large.checks) == 2
             session = body["agentinfer"]["collab"]["session"]
             _, shown = await live.get(f"/agentinfer/collab/sessions/{session}")
-            assert [row["verdict"] for row in shown["transitions"]] == ["missing", "missing"]
+            assert [row["verdict"] for row in shown["transitions"]] == ["missing", "missing", "missing"]
+
+    run(test)
+
+
+def test_checks_that_take_longer_than_a_step_give_late_verdicts_rather_than_none() -> None:
+    async def test() -> None:
+        small = FakeEngine("little", check_gate=asyncio.Event())
+        async with front(small=small, settings=quick(warm_up_steps=0)) as live:
+            messages = ASK
+            for step in range(4):
+                _, body, _ = await live.chat(messages)
+                messages = after(messages, body)
+                # The check of the step before comes back now: one step late, in time for this step's boundary.
+                await until(partial(_has_checks, small, max(1, step)))
+                if step:
+                    running, small.check_gate = small.check_gate, asyncio.Event()
+                    assert running is not None
+                    running.set()
+                    await until(partial(_has_checks, small, step + 1))
+            session = body["agentinfer"]["collab"]["session"]
+            _, shown = await live.get(f"/agentinfer/collab/sessions/{session}")
+            assert [row["verdict"] for row in shown["transitions"]] == ["missing", "progress", "progress"]
+            assert shown["late_verdicts"] == 3
+            assert small.cut_checks == 0
 
     run(test)
 

@@ -6,14 +6,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentinfer.collab_lang.controller import Model
 from agentinfer.collab_lang.settings import CollabSettings
 from agentinfer.collab_lang.trajectory import Trajectory
+from agentinfer.collab_lang.virtual_model.engine import Engine
 from agentinfer.sessions import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A check to be made: of `reply`, which `engine` spoke in `step` and which answered the chat `body`.
+
+    `on_judged` is called when its verdict is with the trajectory.
+    """
+
+    step: int
+    engine: Engine
+    body: Mapping[str, Any] = field(repr=False)
+    reply: Mapping[str, Any] = field(repr=False)
+    on_judged: Callable[[], None] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -44,12 +59,18 @@ class CollabSession:
     # By which a router before several replicas finds the one that has the session's KV.
     routing: dict[str, str] = field(default_factory=dict)
     checking: asyncio.Task[None] | None = None
-    checking_model: Model | None = None
+    # What that task asks, and what is asked after it.
+    question: Question | None = None
+    next_question: Question | None = None
     warming: asyncio.Task[None] | None = None
+
+    @property
+    def is_checking(self) -> bool:
+        return _runs(self.checking)
 
     def stop_checking(self) -> None:
         _cancel(self.checking)
-        self.checking = None
+        self.checking = self.question = self.next_question = None
 
     def stop_warming(self) -> None:
         _cancel(self.warming)
@@ -70,7 +91,7 @@ class CollabSession:
             "reason": state.reason.value,
             "late_verdicts": self.trajectory.late_verdicts,
             "last_speaker": self.last_speaker,
-            "is_checking": _runs(self.checking),
+            "is_checking": self.is_checking,
             "is_warming": _runs(self.warming),
             "read_tokens": {model.value: read.tokens for model, read in self.read.items()},
             "transitions": [transition.as_json() for transition in self.trajectory.transitions],

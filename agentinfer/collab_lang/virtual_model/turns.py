@@ -12,7 +12,7 @@ from agentinfer.collab_lang.controller import Model
 from agentinfer.collab_lang.hand_over import EscalationRate, HandOvers
 from agentinfer.collab_lang.trajectory import UNAVAILABLE, Choice
 from agentinfer.collab_lang.virtual_model.checks import Checks
-from agentinfer.collab_lang.virtual_model.collab_session import CollabSession, CollabSessions, Read
+from agentinfer.collab_lang.virtual_model.collab_session import CollabSession, CollabSessions, Question, Read
 from agentinfer.collab_lang.virtual_model.engine import Engine
 from agentinfer.collab_lang.virtual_model.front_settings import FrontSettings
 from agentinfer.collab_lang.virtual_model.warming import Warming
@@ -107,8 +107,7 @@ class Turns:
         if is_step:
             session.is_stepping = True
             session.stop_warming()
-            if session.checking_model is not choice.model:
-                session.stop_checking()
+            self.checks.turn_begins(session, choice.step, choice.model)
         lost = (choice.model.other,) if choice.reason == UNAVAILABLE else ()
         return OpenTurn(session, turn, choice, is_step, size_bytes, lost)
 
@@ -208,7 +207,7 @@ class Turns:
     ) -> None:
         if self.checks.is_on:
             on_judged = partial(self._judged, session, step, speaker, body, message, num_tokens)
-            self.checks.start(session, step, self.engines[speaker], body, message, on_judged)
+            self.checks.start(session, Question(step, self.engines[speaker], body, message, on_judged))
         if self._warming is not None:
             self._warming.consider(session, speaker, body, message, num_tokens)
 
