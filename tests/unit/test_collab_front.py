@@ -167,6 +167,19 @@ def test_an_engine_without_the_prefill_route_is_asked_for_one_token() -> None:
     run(test)
 
 
+def test_an_engine_that_does_not_say_what_it_had_cached_is_not_counted_as_cold() -> None:
+    async def test() -> None:
+        async with front(small=FakeEngine("little", is_ours=False), settings=quick(warm_up_steps=1)) as live:
+            _, body, _ = await live.chat(ASK)
+            _, body, _ = await live.chat(after(ASK, body))
+            assert body["agentinfer"]["collab"]["model"] == "small"
+            _, status = await live.get("/agentinfer/status")
+            assert status["collab"]["switches"] == 0
+            assert status["collab"]["switch_prefilled_share"] is None
+
+    run(test)
+
+
 def test_a_pin_decides_one_step() -> None:
     async def test() -> None:
         async with front() as live:

@@ -77,6 +77,8 @@ class Engine:
         # Known once it has answered: whether it takes our hints, and computes prompts ahead when asked.
         self.is_ours = False
         self.prefills_ahead = True
+        # Whether it says what it had cached: ours do, others once they did.
+        self.reports_cache = False
         self.busy = BusyShare(clock)
         self.doubted = asyncio.Event()
         self.down_reason = ""

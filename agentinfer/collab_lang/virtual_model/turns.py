@@ -183,7 +183,11 @@ class Turns:
 
     def _note_hand_over(self, turn: OpenTurn, usage: TurnUsage | None) -> None:
         session, speaker = turn.session, turn.choice.model
-        if not turn.is_step or usage is None or session.last_speaker in (None, speaker) or turn.is_resumed:
+        if usage is None:
+            return
+        engine = self.engines[speaker]
+        engine.reports_cache = engine.reports_cache or engine.is_ours or usage.cached_tokens > 0
+        if not turn.is_step or session.last_speaker in (None, speaker) or turn.is_resumed or not engine.reports_cache:
             return
         read = session.read[speaker]
         if read.ahead_tokens is not None:
