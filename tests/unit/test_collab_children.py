@@ -152,7 +152,7 @@ def test_engine_that_is_killed_comes_back_on_its_port(note: Path, capfd: pytest.
 
     asyncio.run(story())
     assert engine.num_restarts == 2
-    assert "the small engine ended with status 137 (killed by SIGKILL): ready" in said[0]
+    assert said[0] == "the small engine ended with status 137 (killed by SIGKILL). It is started again in 0.1 s"
     assert len(leavers(note)) == 3
     assert not any(is_running(pid) for pid in leavers(note))
     assert capfd.readouterr().out.splitlines() == ["[small] loading", "[small] ready"] * 3
@@ -164,6 +164,26 @@ def test_engine_that_cannot_start_is_given_up_with_its_own_words() -> None:
         EngineEnded, match="the small engine ended with status 2 before it was ready: unknown flag --xyz"
     ):
         asyncio.run(engine.launch())
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (["agentinfer: a note on a flag", "the end"], "the end"),
+        (["agentinfer: error: no such file", "the end"], "no such file"),
+        (
+            ["agentinfer: scheduler (pid 7) died: killed by SIGKILL. The server stops."],
+            "scheduler (pid 7) died: killed",
+        ),
+        (["agentinfer: scheduler (pid 7) failed while serving: KeyError: 1. The server stops.", "x"], "failed while"),
+    ],
+    ids=["only notes", "refused", "killed", "failed"],
+)
+def test_reason_is_the_launchers_own_where_it_gave_one(lines: list[str], word: str) -> None:
+    engine = child([], f"print({chr(10).join(lines)!r}); raise SystemExit(1)")
+    with pytest.raises(EngineEnded) as ended:
+        asyncio.run(engine.launch())
+    assert word in ended.value.reason
 
 
 def test_lost_race_for_a_port_is_tried_again_some_times_only() -> None:

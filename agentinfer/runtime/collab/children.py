@@ -26,6 +26,9 @@ from agentinfer.runtime.collab.keeper import AT_ONCE
 _KEEPER: Final = (sys.executable, "-m", "agentinfer.runtime.collab.keeper")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
+# Our launcher's last line, and what its watch over SGLang's processes says when one of them dies.
+_OWN_WORD = re.compile(r"agentinfer: (?:error: (.+)|(.+ (?:died|failed) .+))")
+
 # SGLang looks for free ports some seconds before it binds them; another process may take one in between.
 _PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
 
@@ -118,9 +121,10 @@ class Child:
             status = await self._ended()
             failures = 1 if time.monotonic() - ready_at_s >= self._patience.stable_s else failures + 1
             delay_s = self._patience.backoff_s(failures)
+            reason = self._own_word()
+            said = f": {reason.rstrip('.')}" if reason else ""
             self._say(
-                f"the {self.role} engine ended with {described(status)}: {self._last_word()}. It is started again in "
-                f"{delay_s:g} s"
+                f"the {self.role} engine ended with {described(status)}{said}. It is started again in {delay_s:g} s"
             )
             await asyncio.sleep(delay_s)
             self.num_restarts += 1
@@ -225,11 +229,13 @@ class Child:
                 self._recent.append(text)
                 show(f"[{self.role}] {text}")
 
+    def _own_word(self) -> str | None:
+        """What the launcher said of its end, or None where it was killed before it could."""
+        own = [match[1] or match[2] for line in self._recent if (match := _OWN_WORD.match(line))]
+        return own[-1] if own else None
+
     def _last_word(self) -> str:
-        own = [line for line in self._recent if line.startswith("agentinfer: ")]
-        if not own:
-            return self._recent[-1] if self._recent else "it said nothing"
-        return own[-1].removeprefix("agentinfer: ").removeprefix("error: ")
+        return self._own_word() or (self._recent[-1] if self._recent else "it said nothing")
 
 
 def show(line: str) -> None:
