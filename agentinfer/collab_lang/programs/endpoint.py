@@ -17,11 +17,15 @@ from agentinfer.errors import AgentInferError
 
 
 class EngineFailure(AgentInferError):
-    """One engine did not do what it was asked. `is_down`: it does not answer; else it refused this request."""
+    """One engine did not do what it was asked. `is_down`: it does not answer; else it refused this request.
 
-    def __init__(self, message: str, is_down: bool) -> None:
+    `engine`: its name, where the message has it already.
+    """
+
+    def __init__(self, message: str, is_down: bool, engine: str | None = None) -> None:
         super().__init__(message)
         self.is_down = is_down
+        self.engine = engine
 
 
 @dataclass(slots=True)

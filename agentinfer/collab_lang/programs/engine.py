@@ -168,13 +168,14 @@ class Engine:
             try:
                 yield
             except EngineFailure as failure:
+                if failure.engine is not None:
+                    raise
                 if failure.is_down:
                     self._rest()
-                named = str(failure) if str(failure).startswith("the ") else f"{self.name}: {failure}"
-                raise EngineFailure(named, failure.is_down) from None
+                raise EngineFailure(f"{self.name}: {failure}", failure.is_down, self.name) from None
             except _NO_ANSWER as error:
                 self._rest()
-                raise EngineFailure(f"{self.name}: no answer ({error})", is_down=True) from error
+                raise EngineFailure(f"{self.name}: no answer ({error})", True, self.name) from error
 
     def _refuse_aborted(self, meta: Any) -> None:
         reason = meta.get("finish_reason") if isinstance(meta, dict) else None
