@@ -9,7 +9,8 @@ WORKERS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+# One at a time in an environment; `make test` sets up others beside it.
+PIP    := flock $(VENV)/.lock $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 # An NVIDIA GPU takes SGLang with its own CUDA requirements; everything else the CPU set.
 ENGINE ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
@@ -24,7 +25,8 @@ CORE_SOURCES := CMakeLists.txt pyproject.toml $(shell find agentinfer kernels -n
 serve: $(STAMP)/model
 	@exec $(BIN)/python -m agentinfer.launch_server $(ARGS)
 
-test: check $(STAMP)/model $(STAMP)/clients $(STAMP)/triton
+test:
+	@$(MAKE) --no-print-directory --jobs=2 check $(STAMP)/model $(STAMP)/clients $(STAMP)/triton
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(STAMP)/core $(STAMP)/dev
