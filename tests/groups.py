@@ -50,8 +50,12 @@ FIRST = (
 )
 
 
+def group_of(node_id: str) -> str:
+    return _group_of_file(node_id.partition("::")[0])
+
+
 @cache
-def group_of(file: str) -> str:
+def _group_of_file(file: str) -> str:
     """The server of the whole run whose fixture the test file takes, else the file; a path from the project's root."""
     if file in SANITISED:
         return "sanitisers"
@@ -67,7 +71,7 @@ def group_of(file: str) -> str:
 def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
     """The collected tests, those of the groups that begin first before all others."""
     places = {group: place for place, group in enumerate(FIRST)}
-    return sorted(items, key=lambda item: places.get(group_of(_file_of(item.nodeid)), len(FIRST)))
+    return sorted(items, key=lambda item: places.get(group_of(item.nodeid), len(FIRST)))
 
 
 def scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -76,11 +80,7 @@ def scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
 
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return group_of(_file_of(nodeid))
+            return group_of(nodeid)
 
     config.option.loadscopereorder = False
     return ByGroup(config, log)
-
-
-def _file_of(node_id: str) -> str:
-    return node_id.partition("::")[0]

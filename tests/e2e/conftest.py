@@ -5,16 +5,33 @@ A start takes longer than most tests, so a test that does not change a server fo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.groups import group_of
 from tests.live_server import COMMON_FLAGS, SHORT_FLAGS, LiveServer
 from tests.stock_behaviour import Behaviour, exact_server, observe
 
 PROBES = Path(__file__).parent / "probes"
+
+# By group: the server of the whole run, and the tests that are still to come.
+_shared: dict[str, LiveServer] = {}
+_to_come: Counter[str] = Counter()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Stops a server of the whole run behind the last test of its group, for the memory it holds."""
+    if not _to_come:
+        _to_come.update(group_of(each.nodeid) for each in item.session.items)
+    group = group_of(item.nodeid)
+    _to_come[group] -= 1
+    if not _to_come[group] and group in _shared:
+        _shared.pop(group).stop()
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, record_file: Path, arrivals
     flags = (*COMMON_FLAGS, "--agentinfer-forced-replay", "--agentinfer-record", str(record_file))
     env = {"PYTHONPATH": str(PROBES), "REQUEST_PROBE_FILE": str(arrivals_file)}
     with LiveServer(log=tmp_path_factory.mktemp("server") / "log", flags=flags, env=env) as live:
+        _shared["embedded"] = live
         yield live
 
 
@@ -41,6 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, record_file: Path, arrivals
 def observed_stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Behaviour]]:
     """SGLang's own launcher with exact arithmetic, and how it behaved when it was new."""
     with exact_server("sglang.launch_server", (), tmp_path_factory.mktemp("stock")) as live:
+        _shared["stock"] = live
         yield live, observe(live)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -139,46 +136,3 @@ def test_two_hundred_connections_at_once_are_all_served(server: LiveServer) -> N
         statuses = list(pool.map(ask, range(200)))
     assert statuses == [200] * 200
     assert running_requests(server) == 0
-
-
-def test_a_scheduler_that_dies_ends_the_server_with_a_message(launch: Callable[..., LiveServer]) -> None:
-    live = launch()
-    scheduler = next(pid for pid in children(live.process.pid) if "scheduler" in process_title(pid))
-    answers: list[object] = []
-    waiting = threading.Thread(target=lambda: answers.append(stream_until_the_end(live)))
-    waiting.start()
-    time.sleep(1.0)
-    os.kill(scheduler, signal.SIGKILL)
-    live.process.wait(60)
-    assert live.process.returncode != 0
-    assert "scheduler" in live.tail(60)
-    assert "agentinfer:" in live.tail(60)
-    waiting.join(30)
-    assert not waiting.is_alive()
-
-
-def stream_until_the_end(live: LiveServer) -> str:
-    try:
-        body = {"model": live.model, "messages": QUESTION, "max_tokens": 4000, "ignore_eos": True}
-        live.post("/v1/chat/completions", body, timeout_s=60)
-    except OSError as error:
-        return str(error)
-    return "answered"
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat") as stat:
-                    if int(stat.read().rsplit(")", 1)[1].split()[1]) == pid:
-                        found.append(int(entry))
-            except OSError:
-                continue
-    return found
-
-
-def process_title(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline", "rb") as title:
-        return title.read().replace(b"\0", b" ").decode(errors="replace")

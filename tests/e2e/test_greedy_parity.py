@@ -18,9 +18,9 @@ from tests.stock_behaviour import exact_server
 
 pytestmark = pytest.mark.e2e
 
-NUM_TOKENS = 64
+NUM_TOKENS = 48
 # Where one request runs at a time, or few do: enough to cross from prefill into decode many times over.
-NUM_TOKENS_EACH = 32
+NUM_TOKENS_EACH = 24
 
 PROMPTS = (
     "The capital of France is",
@@ -144,7 +144,7 @@ def references(transformers: Transformers, batched: list[Answer]) -> list[Refere
 def alone(engine: LiveServer, references: list[Reference]) -> list[Answer]:
     """The engine's answers to the first prompts, one after another, behind an empty cache."""
     flush(engine)
-    return [generate(engine, [want.prompt_ids], NUM_TOKENS_EACH)[0] for want in references[:6]]
+    return [generate(engine, [want.prompt_ids], NUM_TOKENS_EACH)[0] for want in references[:4]]
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,8 @@ def test_prompts_that_continue_a_cached_answer_equal_transformers(
 ) -> None:
     kept = NUM_TOKENS // 2
     flush(engine)
-    generate(engine, [want.prompt_ids for want in references[:12]], kept + 1)
-    longer = [want.prompt_ids + want.output_ids[:kept] for want in references[:12]]
+    generate(engine, [want.prompt_ids for want in references[:8]], kept + 1)
+    longer = [want.prompt_ids + want.output_ids[:kept] for want in references[:8]]
     for answer, want, prompt_ids in zip(generate(engine, longer, NUM_TOKENS - kept), references, longer, strict=False):
         assert answer.cached_tokens >= len(prompt_ids) - 1
         assert answer.output_ids == want.output_ids[kept:]

@@ -1,10 +1,13 @@
-"""The launcher with real processes: its ready line, the proof it demands of schedulers, its exit statuses."""
+"""The launcher with real processes: the proof it demands of schedulers, its exit statuses, a scheduler that dies."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -36,23 +39,10 @@ def run(*command: str) -> tuple[int, list[str]]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=180,
+        timeout=300,
         check=False,
     )
     return done.returncode, done.stdout.strip().splitlines()
-
-
-def test_ready_line_gives_url_model_device_and_features(server: LiveServer) -> None:
-    lines = [line for line in server.log.read_text().splitlines() if line.startswith("agentinfer")]
-    assert "agentinfer: no --model-path was given: serving the embedded model smollm2-135m" in lines
-    ready = [line for line in lines if line.startswith("agentinfer ready: ")]
-    assert len(ready) == 1
-    assert ready[0].startswith(f"agentinfer ready: {server.url}  model smollm2-135m  device ")
-    assert ready[0].endswith("  features sessions,record,forced_replay")
-
-
-def test_proofs_are_not_shown_to_clients(server: LiveServer) -> None:
-    assert "proof" not in str(server.get("/server_info"))
 
 
 def test_scheduler_without_our_plugin_stops_the_launcher(tmp_path) -> None:
@@ -94,3 +84,47 @@ def test_a_template_that_compression_cannot_use_ends_the_launcher_before_the_fir
     assert lines[-1].startswith("agentinfer: error: --agentinfer-compress: the model's chat template renders no tool")
     assert "--chat-template" in lines[-1]
     assert not any("Traceback" in line or line.startswith("agentinfer ready") for line in lines)
+
+
+def test_a_scheduler_that_dies_ends_the_server_with_a_message(launch: Callable[..., LiveServer]) -> None:
+    live = launch()
+    scheduler = next(pid for pid in children(live.process.pid) if "scheduler" in process_title(pid))
+    answers: list[object] = []
+    waiting = threading.Thread(target=lambda: answers.append(stream_until_the_end(live)))
+    waiting.start()
+    time.sleep(1.0)
+    os.kill(scheduler, signal.SIGKILL)
+    live.process.wait(120)
+    assert live.process.returncode != 0
+    assert "scheduler" in live.tail(60)
+    assert "agentinfer:" in live.tail(60)
+    waiting.join(60)
+    assert not waiting.is_alive()
+
+
+def stream_until_the_end(live: LiveServer) -> str:
+    try:
+        question = [{"role": "user", "content": "Count from one to one hundred."}]
+        body = {"model": live.model, "messages": question, "max_tokens": 4000, "ignore_eos": True}
+        live.post("/v1/chat/completions", body, timeout_s=60)
+    except OSError as error:
+        return str(error)
+    return "answered"
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as stat:
+                    if int(stat.read().rsplit(")", 1)[1].split()[1]) == pid:
+                        found.append(int(entry))
+            except OSError:
+                continue
+    return found
+
+
+def process_title(pid: int) -> str:
+    with open(f"/proc/{pid}/cmdline", "rb") as title:
+        return title.read().replace(b"\0", b" ").decode(errors="replace")

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from agentinfer.models import prepare
-from tests.live_server import COMMON_FLAGS, LiveServer
+from tests.live_server import LiveServer
 
 pytestmark = pytest.mark.e2e
 
@@ -47,7 +47,8 @@ NEXT_COMMANDS = ("$ ls -l src\n", "$ cat src/parser.py\n", "$ cat src/printer.py
 
 def float32_server(folder: Any, *flags: str, env: dict[str, str] | None = None) -> LiveServer:
     model = str(prepare("smollm2-135m", dtype="float32"))
-    common = (*COMMON_FLAGS, "--model-path", model, "--dtype", "float32", "--served-model-name", "smollm2-135m")
+    room = ("--max-total-tokens", "12288", "--max-running-requests", "16")
+    common = (*room, "--model-path", model, "--dtype", "float32", "--served-model-name", "smollm2-135m")
     extra = ("--agentinfer-forced-replay", "--enable-custom-logit-processor", *flags)
     return LiveServer(log=folder / "log", flags=(*common, *extra), env={**EXACT, **(env or {})})
 
@@ -149,8 +150,8 @@ def speculation(live: LiveServer) -> dict[str, float]:
 def test_multi_turn_sessions_beside_other_traffic_have_the_plain_servers_tokens(
     plain: LiveServer, sam: LiveServer
 ) -> None:
-    want = sessions_side_by_side(plain, 4, 3, 32, is_disturbed=False)
-    seen = sessions_side_by_side(sam, 4, 3, 32, is_disturbed=True)
+    want = sessions_side_by_side(plain, 4, 3, 24, is_disturbed=False)
+    seen = sessions_side_by_side(sam, 4, 3, 24, is_disturbed=True)
     assert seen == want
     figures = speculation(sam)
     assert figures["agentinfer_spec_accepted_tokens_total"] > 50
