@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +18,10 @@ import sglang as sgl
 from sglang.lang.backend import runtime_endpoint
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 
-from agentinfer.collab_lang.controller import Verdict
+from agentinfer.collab_lang.controller import Model, Verdict
 from agentinfer.collab_lang.programs import CollabBackend, Tools, collab_trail
 from agentinfer.collab_lang.programs.branch import branch_of
+from agentinfer.collab_lang.programs.engine import Engine
 from agentinfer.collab_lang.settings import Check, CollabSettings
 from agentinfer.models import prepare
 from tests.live_server import LiveServer
@@ -39,11 +40,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer,
     engines = tuple(
         LiveServer(
             log=logs / name,
-            flags=(*FLAGS, "--model-path", str(prepare(name, dtype="float32")), "--served-model-name", name),
+            flags=(*FLAGS, "--model-path", str(prepare(name, dtype="float32")), "--served-model-name", name, *own),
             env={"OMP_NUM_THREADS": "1"},
             model=name,
         )
-        for name in ("gemma3-270m", "smollm2-135m")
+        # The small one has our route for prefills; the large one is asked for them as stock SGLang would be.
+        for name, own in (("gemma3-270m", ()), ("smollm2-135m", ("--agentinfer-prefill-route",)))
     )
     try:
         with ThreadPoolExecutor() as both:
@@ -248,13 +250,24 @@ def test_select_says_what_the_endpoint_alone_says(pair: tuple[LiveServer, LiveSe
     assert mine.get_meta_info("city")[name] == pytest.approx(plain.get_meta_info("city")[name], abs=0.3)
 
 
-def test_a_switch_finds_its_prompt_prefilled(pair: tuple[LiveServer, LiveServer]) -> None:
+def test_a_switch_finds_its_prompt_prefilled(
+    pair: tuple[LiveServer, LiveServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there = threading.Event()
+    original = Engine.prefill
+
+    def prefill(engine: Engine, turn: Any) -> None:
+        original(engine, turn)
+        is_there.set()
+
+    monkeypatch.setattr(Engine, "prefill", prefill)
+
     @sgl.function
     def program(s: Any) -> None:
         s += sgl.user("Here is a report. " + "The tide rises twice a day. " * 60 + "What rises?")
         s += sgl.assistant(sgl.gen("step_0", max_tokens=16, temperature=0))
         s.sync()
-        time.sleep(6)  # the tool
+        assert is_there.wait(60)  # the tool runs as long
         s += sgl.user("And when?")
         s += sgl.assistant(sgl.gen("step_1", max_tokens=8, temperature=0))
         tool_time(s)
@@ -265,6 +278,7 @@ def test_a_switch_finds_its_prompt_prefilled(pair: tuple[LiveServer, LiveServer]
     meta = state.get_meta_info("step_1")
     assert meta["agentinfer"]["model"] == "small"
     assert meta["cached_tokens"] >= 0.9 * (meta["prompt_tokens"] - 20)
+    assert both._engines[Model.SMALL]._has_prefill
     assert both.hand_overs.switches == 1
     assert both.hand_overs.prefilled_share is not None
     assert both.hand_overs.prefilled_share >= 0.9
