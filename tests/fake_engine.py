@@ -20,6 +20,11 @@ BLOCK = (
 )
 
 
+class _Server(ThreadingHTTPServer):
+    # Connections that wait to be taken: by default five, of which a busy machine resets the sixth.
+    request_queue_size = 128
+
+
 class FakeEngine:
     """Serves from its creation until `close`. `requests` are (path, body) in order of arrival.
 
@@ -39,7 +44,7 @@ class FakeEngine:
         self.cut_after: int | None = None
         self.routes = {"/tokenize", "/detokenize", "/generate", "/agentinfer/prefill"}
         self.requests: list[tuple[str, dict[str, Any]]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
