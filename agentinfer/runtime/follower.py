@@ -136,7 +136,7 @@ class TurnFollower:
         if self._pace is not None:
             self._pace.turn_finished()
         if self.prefill is not None:
-            self.prefill.turn_finished(followed.session_id)
+            self.prefill.turn_finished(followed.session_id, None if followed.usage is None else followed.prompt)
         try:
             reply = _reply(followed.conversation.api, content_type, raw)
             self._finish(followed, outcome, reply)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ from agentinfer.sessions import Turn, TurnUsage
 
 if TYPE_CHECKING:
     from agentinfer.compress.composition import Composition
-    from agentinfer.runtime.prefill.door import Asked
     from agentinfer.runtime.exchange import App
+    from agentinfer.runtime.prefill.door import Asked
 
 # Bound by the HTTP middleware for the request being served; a copy of the context reaches every task made for it.
 current_turn: ContextVar[FollowedTurn | None] = ContextVar("agentinfer_turn", default=None)
@@ -48,6 +48,8 @@ class FollowedTurn:
     # results that were read by it.
     answering: Callable[[App], App] | None = field(default=None, repr=False)
     recalled: list[str] = field(default_factory=list)
+    # Where prompts are computed ahead: the tokens, or the text, that the engine was given last.
+    prompt: Sequence[int] | str | None = field(default=None, repr=False)
     # By engine request: one HTTP request may make several (samples, built-in tools), each counting from 0.
     _completion_tokens: dict[str, int] = field(default_factory=dict)
     # By engine request, prompt and cached tokens of those that were made for what the server's own tool answered.

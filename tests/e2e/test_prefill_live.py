@@ -116,6 +116,16 @@ def test_what_is_there_is_not_computed_again(server: LiveServer) -> None:
     assert other["computed_tokens"] < 0.05 * other["prompt_tokens"]
 
 
+def test_what_the_sessions_own_turns_left_is_not_walked_through(server: LiveServer) -> None:
+    prompt_tokens, _ = turn(server, "spoke", 1500)
+    longer = [*history("spoke", 1500), RESULT, {"role": "assistant", "content": "It is fine, " * 20}]
+    told = prefill(server, wish(server, "spoke", 1500, messages=longer))
+    assert told["cached_tokens"] >= 0.95 * prompt_tokens
+    new_tokens = told["prompt_tokens"] - prompt_tokens
+    # Each step computes a token at least; a piece has 64 or more, and eight are a step where the turn was.
+    assert told["computed_tokens"] <= new_tokens + 1500 // 512 + 8
+
+
 def test_a_prompt_of_text_or_of_tokens_is_the_one_of_generate(server: LiveServer) -> None:
     text = said(500, "text")
     told = prefill(server, {"text": text})
@@ -137,10 +147,10 @@ def test_the_exact_prompt_of_a_request_is_all_there(server: LiveServer) -> None:
 
 
 def test_a_newer_request_of_the_session_takes_over(server: LiveServer, clients: ThreadPoolExecutor) -> None:
-    first = start(clients, server, wish(server, "grows", 5000))
+    first = start(clients, server, wish(server, "grows", 3000))
     time.sleep(0.5)
-    longer = [*history("grows", 5000), RESULT, {"role": "assistant", "content": "So it is fine."}]
-    second = prefill(server, wish(server, "grows", 5000, messages=longer))
+    longer = [*history("grows", 3000), RESULT, {"role": "assistant", "content": "So it is fine."}]
+    second = prefill(server, wish(server, "grows", 3000, messages=longer))
     one = first.result()
     assert (one["completed"], one["ended"]) == (False, "superseded")
     assert 0 < one["computed_tokens"] < one["prompt_tokens"] < second["prompt_tokens"]
@@ -156,7 +166,7 @@ def test_a_client_that_leaves_ends_it(server: LiveServer) -> None:
     connection.request("POST", ROUTE, raw, {"content-type": "application/json"})
     until(lambda: running(server) == 1)
     connection.close()
-    until(lambda: running(server) == 0, timeout_s=5.0)
+    until(lambda: running(server) == 0, timeout_s=20.0)
     assert server.get("/agentinfer/status")["prefill"]["requests"]["client_gone"] == before + 1
 
 
@@ -165,7 +175,7 @@ def test_delete_ends_it_and_says_when_there_is_nothing(server: LiveServer, clien
     request = urllib.request.Request(f"{server.url}{ROUTE}/team/given-up", method="DELETE")
     with urllib.request.urlopen(request, timeout=30) as response:
         assert response.status == 200
-    assert (answer.result(10)["completed"], answer.result()["ended"]) == (False, "cancelled")
+    assert (answer.result(60)["completed"], answer.result()["ended"]) == (False, "cancelled")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(request, timeout=30)
 
@@ -174,7 +184,7 @@ def test_the_sessions_own_turn_ends_it_and_computes_the_rest(server: LiveServer,
     answer = start(clients, server, wish(server, "early", 3000))
     time.sleep(0.5)
     prompt_tokens, cached_tokens = turn(server, "early", 3000)
-    told = answer.result(10)
+    told = answer.result(60)
     assert (told["completed"], told["ended"]) == (False, "turn")
     assert 0 < cached_tokens < prompt_tokens
 
@@ -202,14 +212,14 @@ def test_too_many_at_once_get_503_and_turns_go_on(server: LiveServer, clients: T
     for name, answer in zip(("first", "second"), answers, strict=True):
         request = urllib.request.Request(f"{server.url}{ROUTE}/{name}", method="DELETE")
         urllib.request.urlopen(request, timeout=30).close()
-        assert answer.result(10)["ended"] == "cancelled"
+        assert answer.result(60)["ended"] == "cancelled"
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
         ({"messages": []}, "messages", "at least one message"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "robot"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "'role' must be one of"),
         ({"messages": [{"role": "user", "content": said(26_000, "long")}]}, "messages", "the engine has room"),
         ({"agentinfer": {"session": 7}}, "agentinfer.session", "session"),
         ({"text": "both"}, "messages", "exactly one of"),
@@ -230,9 +240,3 @@ def test_it_is_counted(server: LiveServer) -> None:
     assert float(line.split()[-1]) >= 1
     assert "agentinfer_prefill_computed_tokens_total" in figures
     assert "agentinfer_prefill_seconds_bucket" in figures
-
-
-def test_without_the_flag_there_is_no_route(launch: Callable[..., LiveServer]) -> None:
-    plain = launch()
-    assert plain.post(ROUTE, {"text": "a"})[0] in (404, 405)
-    assert "agentinfer_prefill" not in plain.get("/metrics")

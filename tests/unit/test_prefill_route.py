@@ -92,7 +92,8 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, max_jobs: int = 2) -> None:
         self.engine = Engine()
         self.channel = Channel()
-        tokenizer = SimpleNamespace(encode=lambda text: [3 + ord(each) % 900 for each in text])
+        self.encode = lambda text: [3 + ord(each) % 900 for each in text]
+        tokenizer = SimpleNamespace(encode=self.encode)
         model_config = SimpleNamespace(vocab_size=VOCABULARY)
         manager = SimpleNamespace(tokenizer=tokenizer, max_req_input_len=ROOM, model_config=model_config)
         self.service = PrefillService(
@@ -232,6 +233,22 @@ def test_what_was_evicted_meanwhile_is_not_computed_in_one_piece(monkeypatch) ->
         steps = [end - begin for begin, end in itertools.pairwise(ends)]
         assert max(steps) == steps[0] == 8 * 256
         assert max(steps[1:]) <= 256
+
+    story(work)
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["tokens", "text"])
+def test_what_a_turn_left_in_the_cache_is_looked_at_in_long_steps(as_text, monkeypatch) -> None:
+    async def work() -> None:
+        server = Server(monkeypatch)
+        text = "z" * 4000
+        ids = server.encode(text)
+        server.engine.cached = [tuple(ids)]
+        server.service.turn_begun("s")
+        server.service.turn_finished("s", text if as_text else ids)
+        _, told = await server.post({"input_ids": [*ids, 5, 6], "agentinfer": {"session": "s"}})
+        assert [end for _, end in server.engine.pieces] == [2048, 4000, 4002]
+        assert (told["computed_tokens"], told["cached_tokens"]) == (4, 3998)
 
     story(work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from agentinfer.clock import ManualClock, SystemClock
 from agentinfer.runtime.prefill.engine import Wanted, _stop_at_the_door, wanted_prompt
 from agentinfer.runtime.prefill.warming import Pace, Stride, Warmed, WarmingError, warm
+from agentinfer.runtime.turns import current_turn
 
 # -- warming ----------------------------------------------------------------------------------------------------------
 
@@ -153,3 +155,24 @@ def test_a_request_for_its_prompt_is_stopped_and_any_other_goes_on() -> None:
 def test_a_prompt_of_more_than_text_is_not_warmed() -> None:
     wanted = at_the_door(Request(image_data=["i.png"]))
     assert (wanted.prompt, wanted.why_not) == (None, "the prompt has image_data")
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({"input_ids": [1, 2]}, [1, 2]),
+        ({"text": "abc"}, "abc"),
+        ({"text": ["abc", "abd"]}, None),
+        ({"input_ids": [[1, 2], [1, 3]]}, None),
+        ({"image_data": ["i.png"]}, None),
+    ],
+    ids=["tokens", "text", "texts", "batch", "image"],
+)
+def test_what_a_turn_gives_the_engine_is_known_of_it(fields: dict[str, Any], prompt: Any) -> None:
+    followed = SimpleNamespace(prompt=None)
+    token = current_turn.set(followed)  # type: ignore[arg-type]
+    try:
+        _stop_at_the_door(lambda *_: None, Manager(), Request(**fields))
+    finally:
+        current_turn.reset(token)
+    assert followed.prompt == prompt

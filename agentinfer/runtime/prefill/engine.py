@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from agentinfer.runtime.requests import ARRIVAL_KEY, HINTS_KEY
 from agentinfer.runtime.seams import Seam, rows_of_feature
+from agentinfer.runtime.turns import current_turn
 
 _GENERATE = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
 
@@ -122,8 +123,11 @@ async def compute(prompt: Prompt, num_tokens: int, session_id: str, now_s: float
 def _stop_at_the_door(original: Callable[..., Any], manager: Any, obj: Any, request: Any = None) -> Any:
     wanted = wanted_prompt.get()
     if wanted is None:
+        followed = current_turn.get()
+        if followed is not None and not _carried(obj):
+            followed.prompt = _single(obj.input_ids or obj.text)
         return original(manager, obj, request)
-    carried = [name for name in _NOT_TEXT if getattr(obj, name, None)]
+    carried = _carried(obj)
     if carried:
         wanted.why_not = f"the prompt has {carried[0]}"
     else:
@@ -133,3 +137,13 @@ def _stop_at_the_door(original: Callable[..., Any], manager: Any, obj: Any, requ
         wanted.prompt = Prompt(tuple(ids), given, manager)
     # Every API of SGLang answers a ValueError with HTTP 400.
     raise ValueError("only the prompt was asked for")
+
+
+def _carried(obj: Any) -> list[str]:
+    """What besides text is in a request."""
+    return [name for name in _NOT_TEXT if getattr(obj, name, None)]
+
+
+def _single(prompt: Any) -> Any:
+    """A prompt in tokens or as text; None for several at once."""
+    return prompt if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else None

@@ -1,7 +1,7 @@
 """One prompt computed ahead: made from what was asked for, looked up, and computed piece by piece.
 
-Where a session's prompts grow, what its last job left in the cache is not stepped through piece by piece, but in longer
-steps: were it evicted meanwhile, one of these would be computed at once, and not the whole.
+What a session's last job or turn left in the cache is not stepped through piece by piece, but in longer steps: were it
+evicted meanwhile, one of these would be computed at once, and not the whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agentinfer.runtime.prefill.warming import SLACK_TOKENS, Pace, Stride, Warme
 from agentinfer.runtime.prefill.wish import Wish
 from agentinfer.runtime.refusals import RefusedRequest
 
-# What was computed ahead before is looked at in steps of so many pieces.
+# What should be in the cache is looked at in steps of so many pieces.
 LOOK_PIECES: Final = 8
 # A piece that is not computed so long after its job was ended waits for its turn in the scheduler, and is taken back.
 GIVE_UP_S: Final = 1.0
@@ -97,14 +97,14 @@ class Computer:
         if wish.source == "messages":
             prompt = await self._chat_prompt(wish, job.scope)
         else:
-            ids = wish.prompt if wish.source == "input_ids" else self._encoded(wish.prompt)
+            ids = wish.prompt if wish.source == "input_ids" else self.encoded(wish.prompt)
             identity = {name: wish.body[name] for name in IDENTITY if wish.body.get(name) is not None}
             prompt = Prompt(tuple(ids), identity, self._manager)
         self._check(prompt.ids, wish.source)
         return prompt
 
     async def compute(self, job: Job, prompt: Prompt, known: Sequence[int]) -> None:
-        """Puts the prompt's KV into the cache; `known` are the tokens that an earlier job of the session put there.
+        """Puts the prompt's KV into the cache; `known` are the tokens that the session had put there last.
 
         Raises WarmingError, and RefusedRequest for what the engine refuses.
         """
@@ -145,7 +145,8 @@ class Computer:
                 break
         return done
 
-    def _encoded(self, text: str) -> Sequence[int]:
+    def encoded(self, text: str) -> Sequence[int]:
+        """The tokens of a text, as `/generate` would make them. Raises RefusedRequest where there is no tokenizer."""
         if self._manager.tokenizer is None:
             raise RefusedRequest(400, "text: the server runs without a tokenizer, send input_ids", "text")
         ids: Sequence[int] = self._manager.tokenizer.encode(text)

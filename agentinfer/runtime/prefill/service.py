@@ -19,7 +19,7 @@ from agentinfer.runtime.prefill.wish import Wish
 from agentinfer.runtime.refusals import RefusedRequest
 from agentinfer.runtime.scheduling.channel import SchedulerChannel
 
-# Sessions of which is known what was computed ahead; the one not asked for the longest goes first.
+# Sessions of which is known what is in the cache; the one not asked for the longest goes first.
 MAX_KNOWN_SESSIONS: Final = 256
 
 
@@ -42,7 +42,8 @@ class PrefillService:
         self._metrics = metrics
         self._channel = channel
         self._jobs: dict[str, Job] = {}
-        self._known: OrderedDict[str, array[int]] = OrderedDict()
+        # What the cache was given of each session last; as text where that was a turn's.
+        self._known: OrderedDict[str, array[int] | str] = OrderedDict()
         # Of which the scheduler has a session of its own, until it is told that this is over.
         self._ahead: set[str] = set()
         self._ends: Counter[str] = Counter()
@@ -84,9 +85,14 @@ class PrefillService:
         if job is not None:
             job.stop("turn")
 
-    def turn_finished(self, session_id: str) -> None:
-        """A turn of the session has ended; what it used of what was computed ahead is its own from now on."""
+    def turn_finished(self, session_id: str, prompt: Sequence[int] | str | None = None) -> None:
+        """A turn of the session has ended; what it used of what was computed ahead is its own from now on.
+
+        `prompt` is what of the session is in the cache now, where the engine answered.
+        """
         self._end_ahead(session_id)
+        if prompt:
+            self._know(session_id, prompt)
 
     def session_gone(self, session_id: str) -> None:
         """No further turn of the session is expected."""
@@ -141,7 +147,7 @@ class PrefillService:
             self._ahead.add(job.session_id)
             self._channel.turn_begun()  # the scheduler's time goes on while pieces wait
         try:
-            await self._computer.compute(job, prompt, self._known.get(job.session_id, ()))
+            await self._computer.compute(job, prompt, self._known_tokens(job.session_id))
         finally:
             if self._channel is not None:
                 self._channel.turn_finished()
@@ -149,10 +155,14 @@ class PrefillService:
             if job.ended == "cancelled":
                 self._release(job.session_id)
 
-    def _know(self, session_id: str, ids: Sequence[int]) -> None:
-        if not ids:
+    def _known_tokens(self, session_id: str) -> Sequence[int]:
+        known = self._known.get(session_id, "")
+        return self._computer.encoded(known) if isinstance(known, str) else known
+
+    def _know(self, session_id: str, prompt: Sequence[int] | str) -> None:
+        if not prompt:
             return
-        self._known[session_id] = array("i", ids)
+        self._known[session_id] = prompt if isinstance(prompt, str) else array("i", prompt)
         self._known.move_to_end(session_id)
         while len(self._known) > MAX_KNOWN_SESSIONS:
             self._release(next(iter(self._known)))
