@@ -19,7 +19,8 @@ DUTY_SHARE: Final = 0.1
 # What a piece may take, by the speed of the last ones: about two decode steps of a small model on a CPU.
 PIECE_S: Final = 0.05
 _FIRST_TOKENS: Final = 256
-_MIN_TOKENS: Final = 64
+# On a CPU a request of less takes as long: about 0.15 s, whatever its length.
+_MIN_TOKENS: Final = 128
 _MAX_TOKENS: Final = 4096
 # How much more than its own piece may be computed before it counts as the earlier ones' being evicted.
 SLACK_TOKENS: Final = 64
@@ -81,7 +82,7 @@ class Stride:
 
     def observe(self, computed_tokens: int, took_s: float) -> None:
         """A piece computed so many tokens. Those found in the cache say nothing about the speed."""
-        if computed_tokens < _MIN_TOKENS or took_s <= 0:
+        if computed_tokens < _MIN_TOKENS // 2 or took_s <= 0:
             return
         fits = int(computed_tokens * PIECE_S / took_s)
         self.num_tokens = max(_MIN_TOKENS, min(_MAX_TOKENS, 2 * self.num_tokens, fits))
