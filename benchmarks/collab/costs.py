@@ -12,7 +12,7 @@ from typing import Final
 from agentinfer.collab_lang.controller import Model
 from benchmarks.collab.engine import Engine
 
-_SHORT, _LONG, _DECODED = 32, 288, 32
+_SHORT, _LONG, _DECODED = 32, 544, 32
 # Ids that both vocabularies have and that stand for text.
 _IDS: Final = range(1000, 40_000)
 

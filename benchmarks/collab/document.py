@@ -55,8 +55,10 @@ def section(result: Mapping[str, Any]) -> str:
     """The generated part of docs/collab.md."""
     large, small = result["models"]["large"], result["models"]["small"]
     parts = [
+        "## Evaluation",
         f"{result['tasks']} made-up tasks of 2 to 4 steps, {large} as the large and {small} as the small model on two "
-        f"engines ({result['threads']} thread each). A step is the most likely of the facts told so far, by the "
+        f"engines ({result['threads']} thread each); models of this size show how the policies differ, not what they "
+        "are worth with able ones. A step is the most likely of the facts told so far, by the "
         "probability of its whole text; naming a person looks that person up, naming a place answers. Both models' "
         f"steps and checks were recorded once at the {result['nodes']:,} places that one of them leads to, and every "
         "policy is played on that record. Thresholds are fitted on one half of the tasks and used on the other.",

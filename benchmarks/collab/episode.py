@@ -9,7 +9,6 @@ from benchmarks.collab.tasks import Fact, Task
 
 Said = tuple[Fact, ...]
 _INSTRUCTION: Final = "Answer the question step by step. In each step, repeat the one fact that leads to the answer."
-REMIND = False
 # Steps beyond the path's after which a task is given up.
 _SPARE_STEPS: Final = 3
 
@@ -48,8 +47,8 @@ def _played(task: Task, said: Said, is_open: bool = False) -> list[dict[str, Any
     result = f"{question}\n{_told(task, task.path[0].subject)}"
     for fact in said:
         found += [_message("user", result), _message("assistant", fact.text)]
-        # Models of this size forget what was asked: every result repeats it.
-        result = f"{_told(task, fact.value)}\n{question}" if REMIND else _told(task, fact.value)
+        # Models of this size forget what was asked: without this they do no better than chance.
+        result = f"{_told(task, fact.value)}\n{question}"
     return [*found, _message("user", result)] if is_open else found
 
 

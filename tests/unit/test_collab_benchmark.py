@@ -126,8 +126,9 @@ def test_a_chat_alternates_and_ends_with_what_the_last_step_brought() -> None:
     task = make_tasks(1, 4, KINDS[-1:])[0]
     chat = messages(task, task.path[:2], examples())
     assert [each["role"] for each in chat] == ["system", *["user", "assistant"] * ((len(chat) - 2) // 2), "user"]
-    assert chat[-1]["content"] == " ".join(fact.text for fact in task.told[task.path[1].value])
-    assert sum(task.question in each["content"] for each in chat) == 1
+    told = " ".join(fact.text for fact in task.told[task.path[1].value])
+    assert chat[-1]["content"] == f"{told}\nQuestion: {task.question}"
+    assert sum(task.question in each["content"] for each in chat) == 3
 
 
 def test_a_wrong_turn_can_be_taken_back_until_the_steps_are_spent() -> None:
@@ -251,6 +252,18 @@ def test_the_section_shows_every_policy(result: dict[str, Any]) -> None:
     assert document.with_section(text, "new\n") == f"before\n{document.BEGIN}new\n{document.END}after\n"
     with pytest.raises(ValueError, match="expected the marks"):
         document.with_section("no marks", "new\n")
+
+
+def test_the_page_shows_the_measured_result() -> None:
+    text = document.DOCUMENT.read_text(encoding="utf-8")
+    made = document.section(document.load()) if document.RESULT.exists() else ""
+    assert text == document.with_section(text, made), "run: python -m benchmarks.collab.document"
+
+
+@pytest.mark.skipif(not document.RESULT.exists(), reason="nothing was measured")
+def test_the_result_names_no_path_of_a_machine() -> None:
+    text = document.RESULT.read_text(encoding="utf-8")
+    assert not re.search(r"/(work|tmp|root|home)/", text)
 
 
 def test_facts_read_as_sentences() -> None:
