@@ -17,6 +17,7 @@ from agentinfer.collab_lang.virtual_model.addresses import EngineAddress
 from agentinfer.collab_lang.virtual_model.app import TURNS, create_app
 from agentinfer.collab_lang.virtual_model.front_settings import FrontSettings
 from agentinfer.collab_lang.virtual_model.turns import Turns
+from tests.live_server import free_port
 
 LOOK = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
 BLOCK = (
@@ -234,10 +235,13 @@ class FakeEngine:
 
 
 async def served(app: web.Application, port: int = 0, handler_cancellation: bool = False) -> tuple[web.AppRunner, int]:
-    """Serves the app on `port`, 0 for any; the runner to clean up, and the port."""
+    """Serves the app on `port`, 0 for any; the runner to clean up, and the port.
+
+    Any is one that the kernel gives to no outgoing connection: an engine that was stopped finds its own free again.
+    """
     runner = web.AppRunner(app, handler_cancellation=handler_cancellation, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
+    site = web.TCPSite(runner, "127.0.0.1", port or free_port(), reuse_address=True)
     await site.start()
     return runner, int(runner.addresses[0][1])
 

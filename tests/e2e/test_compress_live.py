@@ -202,7 +202,7 @@ def test_two_clients_on_one_session_both_have_their_own_memory(compressing: Live
     first, second = Agent(compressing, "shared"), Agent(compressing, "shared")
     second.messages[1] = {"role": "user", "content": "Do quite another thing, and say when it is done."}
     with ThreadPoolExecutor(2) as clients:
-        for _ in range(5):
+        for _ in range(4):
             list(clients.map(lambda agent: agent.turn(), (first, second)))
     settle(compressing)
     for agent in (first, second):
@@ -214,7 +214,7 @@ def test_two_clients_on_one_session_both_have_their_own_memory(compressing: Live
 
 def test_results_out_of_order_keep_their_calls(compressing: LiveServer) -> None:
     agent = Agent(compressing, "out-of-order")
-    for _ in range(5):
+    for _ in range(4):
         body = compressing.chat(
             agent.messages, max_tokens=80, tools=TOOLS, agentinfer={"session": agent.name, "forced": {"text": CALL * 2}}
         )

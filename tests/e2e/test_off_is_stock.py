@@ -18,7 +18,13 @@ def test_features_off_is_stock(stock: Behaviour, tmp_path: Path) -> None:
 
 def test_features_on_change_no_answer(stock: Behaviour, tmp_path: Path) -> None:
     record = ("--agentinfer-record", str(tmp_path / "r.jsonl"))
-    flags = ("--agentinfer-forced-replay", "--agentinfer-scheduling", "--enable-compress", *record)
+    flags = (
+        "--agentinfer-forced-replay",
+        "--agentinfer-scheduling",
+        "--enable-compress",
+        "--agentinfer-compress-recall",
+        *record,
+    )
     with exact_server("agentinfer.launch_server", flags, tmp_path) as live:
         ours = observe(live)
         assert live.terminate() == 0

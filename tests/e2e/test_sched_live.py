@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from agentinfer.models import prepare
+from tests.e2e.test_greedy_parity import flush
 from tests.live_server import LiveServer
 
 pytestmark = pytest.mark.e2e
 
 NUM_SESSIONS, NUM_TURNS, NEW_TOKENS, REPLY_TOKENS = 5, 5, 100, 10
 # The sessions' contexts come to 2,700 tokens.
-ROOMY, TIGHT = "4000", "1100"
+TIGHT = "1100"
 # A turn is never held for so long that a slow machine would let it visit.
 PATIENT = ("--schedule-policy", "agent", "--agentinfer-sched-max-wait-s", "600")
 
@@ -97,10 +98,10 @@ def settled(live: LiveServer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Every session fits: no reply was touched by what memory pressure does."""
-    with server(tmp_path_factory.mktemp("stock"), ROOMY) as live:
-        return closed_loop(live)
+def stock(stock_server: LiveServer) -> Outcome:
+    """By the stock launcher, where every session fits: no reply was touched by what memory pressure does."""
+    flush(stock_server)
+    return closed_loop(stock_server)
 
 
 @pytest.fixture(scope="module")

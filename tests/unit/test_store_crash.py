@@ -351,7 +351,8 @@ def test_a_reader_keeps_up_with_a_writer_in_another_process_that_evicts_all_the_
         try:
             seen, latest = [], 0
             with open_store(tmp_path / "store", read_only=True) as reader:
-                while len(seen) < 40:
+                # Until the writer has evicted all of what was there at first.
+                while len(seen) < 40 or seen[0] & seen[-1]:
                     if reader.refresh():
                         found = reader.contexts()
                         assert all(set(reader.tokens(c.id).tolist()) == {c.turn} for c in found)
@@ -362,7 +363,6 @@ def test_a_reader_keeps_up_with_a_writer_in_another_process_that_evicts_all_the_
                     assert child.poll() is None, "the writer stopped"
         finally:
             child.kill()
-    assert not seen[0] & seen[-1], "nothing was evicted meanwhile"
 
 
 def test_a_writer_leaves_no_temporary_files_of_a_killed_one(filled) -> None:
