@@ -30,7 +30,7 @@ class FakeEngine:
 
     `reply`: what is generated, given the prompt. `p_true`: what its checks say. `may_check`: checks wait for it.
     `status`: of every answer but the model's facts; 0 closes the connection without one. `cut_after`: pieces of a
-    stream after which its connection breaks. `routes`: those that it has.
+    stream after which its connection breaks. `routes`: those that it has. `busy`: those that it refuses for now.
     """
 
     def __init__(self, template: str, name: str = "fake") -> None:
@@ -43,6 +43,7 @@ class FakeEngine:
         self.status = 200
         self.cut_after: int | None = None
         self.routes = {"/tokenize", "/detokenize", "/generate", "/agentinfer/prefill"}
+        self.busy: set[str] = set()
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -137,6 +138,8 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
             engine.requests.append((self.path, body))
             if self.path not in engine.routes:
                 self._send(404, {"detail": "Not Found"})
+            elif self.path in engine.busy:
+                self._send(503, {"error": {"message": "no room now"}}, {"retry-after": "1"})
             elif engine.status == 0:
                 self.close_connection = True
             elif engine.status != 200:
@@ -159,11 +162,11 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
                 self.wfile.flush()
             self.wfile.write(b"data: [DONE]\n\n")
 
-        def _send(self, status: int, body: Any) -> None:
+        def _send(self, status: int, body: Any, headers: Mapping[str, str] = {}) -> None:
             raw = json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(raw)))
+            for name, value in {"content-type": "application/json", "content-length": str(len(raw)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(raw)
 

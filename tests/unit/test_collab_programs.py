@@ -547,6 +547,24 @@ def test_stock_sglang_computes_it_by_an_empty_generation(large: FakeEngine, smal
     assert "reply of large" in "".join(map(chr, body["input_ids"]))
 
 
+def test_an_engine_that_has_no_room_for_a_prefill_is_not_taken_for_dead(large: FakeEngine, small: FakeEngine) -> None:
+    small.busy.add("/agentinfer/prefill")
+    small.p_true = 0.9
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sgl.user(LONG)
+        s += sgl.assistant(sgl.gen("one"))
+        s.sync()
+        until(lambda: small.sent("/agentinfer/prefill"), "a prefill on the small model")
+        s += sgl.user("on")
+        s += sgl.assistant(sgl.gen("two"))
+
+    state = program.run(backend=backend(large, small))
+    state.sync()
+    assert [step.model for step in collab_trail(state)] == ["large", "small"]
+
+
 def test_a_verdict_that_calls_the_large_model_warms_it_at_once(large: FakeEngine, small: FakeEngine) -> None:
     small.p_true = 0.1
     both = backend(large, small)
