@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agentinfer.metrics import METRICS, OTHER, RANKING_METRICS, Metrics, markdown_table
+from agentinfer.metrics import Metrics, ranking
+from agentinfer.metrics.document import markdown_table
+from agentinfer.metrics.spec import OTHER
+from agentinfer.metrics.turns import METRICS
 from agentinfer.sessions import SESSION_STATES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -26,7 +29,7 @@ def metrics(registry):
     return Metrics(registry, max_label_values=2)
 
 
-@pytest.mark.parametrize("spec", [*METRICS, *RANKING_METRICS], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*METRICS, *ranking.METRICS], ids=lambda spec: spec.name)
 def test_every_name_carries_prefix_and_unit(spec):
     assert spec.name.startswith("agentinfer_")
     assert spec.name.endswith(SUFFIXES[spec.kind])
