@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agentinfer.config import DISABLE_VARIABLE, ResolvedConfig, SchedulingConfig, SpeculationConfig
+from agentinfer.config.options import Feature
 from agentinfer.errors import ConfigError
-from agentinfer.options import Feature
 
 AGENT_SAM = "AGENT_SAM"
 AGENT_POLICY = "agent"

@@ -20,7 +20,7 @@ from agentinfer.config import (
     all_options,
     resolve_config,
 )
-from agentinfer.config_docs import documentation
+from agentinfer.config.document import documentation
 from agentinfer.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_option_names_are_unique_and_each_feature_begins_with_its_switch() -> No
 
 def test_documentation_is_up_to_date() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == documentation(), "run: python -m agentinfer.config_docs > docs/configuration.md"
+    assert page == documentation(), "run: python -m agentinfer.config.document > docs/configuration.md"
 
 
 def test_every_variable_in_the_sources_is_documented() -> None:

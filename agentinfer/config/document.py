@@ -1,16 +1,16 @@
-"""Writes docs/configuration.md from the options: ``python -m agentinfer.config_docs > docs/configuration.md``."""
+"""Writes docs/configuration.md from the options: ``python -m agentinfer.config.document > docs/configuration.md``."""
 
 from __future__ import annotations
 
 import sys
 
 from agentinfer.config import FEATURES, OTHER_VARIABLES
-from agentinfer.options import Feature, Option
+from agentinfer.config.options import Feature, Option
 
 _HEAD = """\
 # Configuration
 
-<!-- Made by `python -m agentinfer.config_docs`; a test compares. Change `agentinfer/config.py` instead. -->
+<!-- Made by `python -m agentinfer.config.document`; a test compares. Change the features instead. -->
 
 Every option can be given as a flag of `python -m agentinfer.launch_server`, as an environment variable, or as a key of
 the YAML file that `--config` names, among SGLang's own: the flag without its `--`. The first of these that is there
