@@ -159,9 +159,48 @@ def test_an_engine_that_falls_silent_loses_its_turns_to_the_other_one() -> None:
             await until(lambda: large.turns)
             await asyncio.sleep(0.1)
             # What the watch does after so many questions without an answer.
-            live.turns.engines["large"].found_down("no answer")  # type: ignore[index]
+            now_s = asyncio.get_running_loop().time()
+            live.turns.engines["large"].found_down("no answer", now_s)  # type: ignore[index]
             text, _, _ = reply_of(await asking)
             assert text == "one two one two three"
+
+    run(test)
+
+
+def test_what_came_after_the_question_is_not_let_go_for_its_answer() -> None:
+    async def test() -> None:
+        large = FakeEngine("big", gate=asyncio.Event())
+        async with front(large) as live:
+            asked_s = asyncio.get_running_loop().time()
+            await asyncio.sleep(0.02)
+            asking = asyncio.create_task(live.stream(ASK))
+            await until(lambda: large.turns)
+            live.turns.engines["large"].found_down("refused", asked_s)  # type: ignore[index]
+            assert large.gate is not None
+            large.gate.set()
+            chunks = await asking
+            assert (reply_of(chunks)[0], about_of(chunks)["model"]) == ("one two three", "large")
+
+    run(test)
+
+
+def test_an_engine_that_is_believed_down_is_asked_before_a_turn_is_lost() -> None:
+    async def test() -> None:
+        seldom = replace(quick(), health_period_s=60.0)
+        async with front(None, FakeEngine("little", dies_after=-1), seldom) as live:
+            async def asked(*believed_down: str) -> list[str] | None:
+                for model, engine in live.turns.engines.items():
+                    engine.is_up = model not in believed_down
+                status, body, _ = await live.chat(ASK)
+                about = body["agentinfer"]["collab"]
+                assert (status, about["model"]) == (200, "large")
+                found: list[str] | None = about.get("unavailable")
+                return found
+
+            # The watch's first look may still come in between.
+            while await asked("large") != ["small"]:
+                pass
+            await asked("large", "small")
 
     run(test)
 

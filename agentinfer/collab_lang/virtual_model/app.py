@@ -26,7 +26,7 @@ from agentinfer.collab_lang.virtual_model.other_apis import OTHER_APIS, OtherDoo
 from agentinfer.collab_lang.virtual_model.pages import Pages
 from agentinfer.collab_lang.virtual_model.proxy import hand_on
 from agentinfer.collab_lang.virtual_model.refusals import RefusedError, refusal
-from agentinfer.collab_lang.virtual_model.turns import NoEngineError, Turns
+from agentinfer.collab_lang.virtual_model.turns import Turns
 from agentinfer.collab_lang.virtual_model.watching import ClientGone, while_connected
 from agentinfer.messages import Conversation
 from agentinfer.metrics import CollabMetrics
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 _MAX_BODY_BYTES: Final = 1 << 30
 _HOUSEKEEPING_S: Final = 5.0
 _FREE_OF_KEY: Final = ("/health", "/health_generate", "/metrics", "/ready")
-_BOTH_DOWN: Final = "both models' engines are down; the session is as it was, so the same request can be sent again"
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -121,10 +120,7 @@ class _Front:
             raise RefusedError(400, "messages: expected a list of at least one message", "messages")
         door = self._chat if request.path == CHAT_PATH else self._other
         pinned = incoming.pinned or (None if door is self._chat else self._other.pinned(incoming, conversation))
-        try:
-            turn = self._turns.begin(incoming.hints, conversation, incoming.size_bytes, pinned)
-        except NoEngineError:
-            raise RefusedError(503, _BOTH_DOWN) from None
+        turn = self._turns.begin(incoming.hints, conversation, incoming.size_bytes, pinned)
         turn.session.routing = incoming.routing
         return await door.answer(request, incoming, turn)
 

@@ -82,7 +82,8 @@ class Engine:
         self.busy = BusyShare(clock)
         self.doubted = asyncio.Event()
         self.down_reason = ""
-        self._deadlines: set[asyncio.Timeout] = set()
+        # By when they began.
+        self._deadlines: dict[asyncio.Timeout, float] = {}
         self._http: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
@@ -116,10 +117,11 @@ class Engine:
         if is_turn:
             self.busy.begin()
         deadline = asyncio.timeout(timeout_s)
-        ends_at_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        begun_s = asyncio.get_running_loop().time()
+        ends_at_s = None if timeout_s is None else begun_s + timeout_s
         try:
             async with deadline:
-                self._deadlines.add(deadline)
+                self._deadlines[deadline] = begun_s
                 response = await self._ask(method, path, body, headers or {})
                 try:
                     yield Answer(response)
@@ -131,7 +133,7 @@ class Engine:
                 raise
             raise EngineLost(self.down_reason or "it does not answer any more") from None
         finally:
-            self._deadlines.discard(deadline)
+            self._deadlines.pop(deadline, None)
             if is_turn:
                 self.busy.end()
 
@@ -141,15 +143,15 @@ class Engine:
         self.down_reason = reason
         self.doubted.set()
 
-    def found_down(self, reason: str) -> None:
-        """It does not live: whoever still waits for it is let go."""
+    def found_down(self, reason: str, asked_s: float) -> None:
+        """It did not live when it was asked, at `asked_s` of the loop's time: who had waited for it then is let go."""
         self.is_up = False
         self.down_reason = reason
         now_s = asyncio.get_running_loop().time()
-        for deadline in self._deadlines:
+        for deadline in [each for each, begun_s in self._deadlines.items() if begun_s <= asked_s]:
+            del self._deadlines[deadline]
             if not deadline.expired():
                 deadline.reschedule(now_s)
-        self._deadlines.clear()
 
     def found_up(self) -> None:
         self.is_up = True

@@ -23,6 +23,7 @@ class HealthWatch:
         self._engine = engine
         self._settings = settings
         self._misses = 0
+        self._asked_s = 0.0
         self._is_known = False
         self._is_told_down = False
         self._greet = greet
@@ -43,6 +44,7 @@ class HealthWatch:
         """One question, and what follows from its answer."""
         engine = self._engine
         was_up = engine.is_up
+        self._asked_s = asyncio.get_running_loop().time()
         # Of one that was up, the list of its models costs no forward pass; one that comes back must generate first.
         path = "/v1/models" if was_up else "/health"
         try:
@@ -90,4 +92,4 @@ class HealthWatch:
         if not self._is_told_down:
             logger.warning("the %s model's engine at %s is down: %s", engine.role, engine.address.base_url, reason)
         self._is_told_down = True
-        engine.found_down(reason)
+        engine.found_down(reason, self._asked_s)

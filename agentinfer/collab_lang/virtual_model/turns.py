@@ -26,15 +26,11 @@ PINNED: Final = "pinned"
 CONCURRENT: Final = "concurrent_turn"
 
 
-class NoEngineError(Exception):
-    """Neither engine is up."""
-
-
 @dataclass(slots=True)
 class OpenTurn:
     """A turn under way. `is_step`: it is one of the trajectory, not one beside another turn of its session.
 
-    `lost_models` were to speak and could not, the first of them by the controller's choice.
+    `lost_models` were to speak and could not, the first of them by the controller's choice; `tried_models` were asked.
     """
 
     session: CollabSession
@@ -43,6 +39,7 @@ class OpenTurn:
     is_step: bool
     size_bytes: int
     lost_models: tuple[Model, ...] = ()
+    tried_models: tuple[Model, ...] = ()
     is_resumed: bool = False
     is_over: bool = False
 
@@ -90,13 +87,9 @@ class Turns:
     def begin(
         self, hints: AgentHints, conversation: Conversation, size_bytes: int, pinned: Model | None = None
     ) -> OpenTurn:
-        """`size_bytes`: of the request. Raises NoEngineError, which leaves everything as it was.
-
-        Whoever gets a turn must end it, by `end` or `give_up`.
-        """
-        available = [model for model, engine in self.engines.items() if engine.is_up]
-        if not available:
-            raise NoEngineError
+        """`size_bytes`: of the request. Whoever gets a turn must end it, by `end` or `give_up`."""
+        # With both believed down it is tried all the same: what lives is only asked at intervals.
+        available = [model for model, engine in self.engines.items() if engine.is_up] or list(self.engines)
         turn = self.table.begin_turn(hints, conversation)
         session = self.sessions.of(turn)
         is_step = not session.is_stepping
@@ -112,11 +105,15 @@ class Turns:
         return OpenTurn(session, turn, choice, is_step, size_bytes, lost)
 
     def move(self, turn: OpenTurn, is_mid_reply: bool) -> bool:
-        """The engine of a turn is lost: the other one speaks, unless it is down or was lost before."""
+        """The engine of a turn is lost: the other one speaks, unless it was asked before.
+
+        One that is believed down is asked, too: nobody else is left, and it may be back since the last look at it.
+        """
         lost = turn.choice.model
         self._metrics.failover(lost, is_mid_reply)
-        turn.lost_models = (*turn.lost_models, lost)
-        if lost.other in turn.lost_models or not self.engines[lost.other].is_up:
+        turn.tried_models = (*turn.tried_models, lost)
+        turn.lost_models = (*(model for model in turn.lost_models if model is not lost.other), lost)
+        if lost.other in turn.tried_models:
             return False
         turn.choice = Choice(turn.choice.step, lost.other, UNAVAILABLE)
         turn.is_resumed = turn.is_resumed or is_mid_reply
