@@ -188,6 +188,7 @@ def test_an_engine_that_is_believed_down_is_asked_before_a_turn_is_lost() -> Non
     async def test() -> None:
         seldom = replace(quick(), health_period_s=60.0)
         async with front(None, FakeEngine("little", dies_after=-1), seldom) as live:
+
             async def asked(*believed_down: str) -> list[str] | None:
                 for model, engine in live.turns.engines.items():
                     engine.is_up = model not in believed_down
