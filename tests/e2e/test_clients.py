@@ -14,7 +14,7 @@ from tests.live_server import LiveServer
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-CLIENTS_PYTHON = Path(os.environ.get("CLIENTS_PYTHON", ROOT / ".venv-clients" / "bin" / "python"))
+CLIENTS_PYTHON = Path(os.environ.get("AGENTINFER_CLIENTS_PYTHON", ROOT / ".venv-clients" / "bin" / "python"))
 
 
 def run_client(script: str, *arguments: object) -> dict:

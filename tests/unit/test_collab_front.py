@@ -114,6 +114,10 @@ def test_what_a_router_before_replicas_goes_by_is_said_with_all_of_a_session() -
             await live.settled(body["agentinfer"]["collab"]["session"])
             assert live.large.routing_keys.count("k") == 2  # the turn and its check
             assert live.small.routing_keys.count("k") == 1  # the prefill
+            _, body, _ = await live.chat(ask, agentinfer={"session": "its \u00f6wn"})
+            await live.settled("its \u00f6wn")
+            assert live.large.routing_keys.count("its%20%C3%B6wn") == 2
+            assert live.small.routing_keys.count("its%20%C3%B6wn") == 1
 
     run(test)
 

@@ -21,7 +21,7 @@ from agentinfer.collab_lang.virtual_model.chat import CHAT_PATH, ChatDoor
 from agentinfer.collab_lang.virtual_model.engine import Engine
 from agentinfer.collab_lang.virtual_model.front_settings import FrontSettings
 from agentinfer.collab_lang.virtual_model.health import HealthWatch
-from agentinfer.collab_lang.virtual_model.incoming import engine_named, engine_of, read_object, read_turn
+from agentinfer.collab_lang.virtual_model.incoming import engine_named, engine_of, read_object, read_turn, routing_by
 from agentinfer.collab_lang.virtual_model.other_apis import OTHER_APIS, OtherDoor
 from agentinfer.collab_lang.virtual_model.pages import Pages
 from agentinfer.collab_lang.virtual_model.proxy import hand_on
@@ -121,7 +121,7 @@ class _Front:
         door = self._chat if request.path == CHAT_PATH else self._other
         pinned = incoming.pinned or (None if door is self._chat else self._other.pinned(incoming, conversation))
         turn = self._turns.begin(incoming.hints, conversation, incoming.size_bytes, pinned)
-        turn.session.routing = incoming.routing
+        turn.session.routing = {**routing_by(turn.session.session_id), **incoming.routing}
         return await door.answer(request, incoming, turn)
 
     async def anything(self, request: web.Request) -> web.StreamResponse:

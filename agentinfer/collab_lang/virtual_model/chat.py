@@ -19,7 +19,7 @@ from agentinfer.collab_lang.virtual_model.engine import Answer, Engine, EngineFa
 from agentinfer.collab_lang.virtual_model.front_settings import FrontSettings
 from agentinfer.collab_lang.virtual_model.incoming import Incoming
 from agentinfer.collab_lang.virtual_model.outgoing import can_be_continued, continued, turn_body
-from agentinfer.collab_lang.virtual_model.proxy import request_headers
+from agentinfer.collab_lang.virtual_model.proxy import turn_headers
 from agentinfer.collab_lang.virtual_model.refusals import error_object
 from agentinfer.collab_lang.virtual_model.reply_stream import ReplyStream, usage_of
 from agentinfer.collab_lang.virtual_model.turns import OpenTurn, Turns
@@ -59,7 +59,7 @@ class ChatDoor:
         while True:
             engine = self._turns.engines[turn.choice.model]
             sent = orjson.dumps(_sent(incoming, engine, turn))
-            headers = request_headers(request, engine)
+            headers = turn_headers(request, engine, turn.session.routing)
             try:
                 async with engine.open("POST", CHAT_PATH, sent, headers, is_turn=True) as answer:
                     raw = await answer.read()
@@ -89,7 +89,7 @@ class ChatDoor:
         while True:
             engine = self._turns.engines[turn.choice.model]
             sent = _sent(incoming, engine, turn)
-            headers = request_headers(stream.request, engine)
+            headers = turn_headers(stream.request, engine, turn.session.routing)
             body = orjson.dumps(continued(sent, stream.reply.sent_text, stream.reply.num_sent_pieces))
             try:
                 async with engine.open("POST", CHAT_PATH, body, headers, is_turn=True) as answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import quote
 
 import orjson
 from aiohttp import web
@@ -17,7 +18,10 @@ from agentinfer.errors import HintError
 from agentinfer.hints import AgentHints, parse_hints
 
 PIN_HEADER: Final = "x-agentinfer-collab"
-_ROUTING_HEADERS: Final[tuple[str, ...]] = ("x-smg-routing-key", "x-data-parallel-rank")
+# Of sglang-router, whose replicas a session must not change: its KV is on one of them.
+_ROUTING_KEY: Final = "x-smg-routing-key"
+_MAX_KEY: Final = 256
+_ROUTING_HEADERS: Final[tuple[str, ...]] = (_ROUTING_KEY, "x-data-parallel-rank")
 _PIN_FIELD: Final = "agentinfer.collab"
 
 
@@ -88,6 +92,11 @@ def read_turn(request: web.Request, body: dict[str, Any], size_bytes: int) -> In
         raise RefusedError(400, str(error), error.field) from None
     routing = {name: headers[name] for name in _ROUTING_HEADERS if name in headers}
     return Incoming(body, size_bytes, hints, pinned, routing)
+
+
+def routing_by(session_id: str) -> dict[str, str]:
+    """What keeps a session on one replica where its client says nothing of that. An id may be no header's value."""
+    return {_ROUTING_KEY: quote(session_id, errors="replace")[:_MAX_KEY]}
 
 
 def _pinned(value: object, field_name: str) -> Model | None:

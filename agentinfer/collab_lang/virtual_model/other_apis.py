@@ -16,7 +16,7 @@ from agentinfer.collab_lang.controller import Model
 from agentinfer.collab_lang.virtual_model.engine import Answer, EngineLost
 from agentinfer.collab_lang.virtual_model.incoming import Incoming
 from agentinfer.collab_lang.virtual_model.outgoing import turn_body
-from agentinfer.collab_lang.virtual_model.proxy import answer_headers, request_headers
+from agentinfer.collab_lang.virtual_model.proxy import answer_headers, turn_headers
 from agentinfer.collab_lang.virtual_model.refusals import RefusedError
 from agentinfer.collab_lang.virtual_model.turns import OpenTurn, Turns
 from agentinfer.messages import Api, Conversation, Reply
@@ -45,7 +45,7 @@ class OtherDoor:
             while True:
                 engine = self._turns.engines[turn.choice.model]
                 sent = orjson.dumps(turn_body(incoming.body, engine, turn.turn.session_id, turn.turn.parent_id))
-                headers = request_headers(request, engine)
+                headers = turn_headers(request, engine, turn.session.routing)
                 response: web.StreamResponse | None = None
                 try:
                     async with engine.open("POST", request.path, sent, headers, is_turn=True) as answer:

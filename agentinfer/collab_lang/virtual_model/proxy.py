@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
@@ -54,6 +55,12 @@ def request_headers(request: web.Request, engine: Engine) -> dict[str, str]:
     """The client's headers as they go to `engine`, whose own key, where it has one, stands in for the client's."""
     left_out = _NOT_PASSED if engine.address.api_key is None else _NOT_PASSED | {"authorization"}
     return {name: value for name, value in request.headers.items() if name.lower() not in left_out}
+
+
+def turn_headers(request: web.Request, engine: Engine, routing: Mapping[str, str]) -> dict[str, str]:
+    """`request_headers`, with what has all of a session's requests go to the same replica."""
+    passed = request_headers(request, engine)
+    return {name: value for name, value in passed.items() if name.lower() not in routing} | dict(routing)
 
 
 def answer_headers(answer: Answer) -> dict[str, str]:
