@@ -72,7 +72,9 @@ def main() -> None:
     report: dict[str, Any] = {
         "format": "agentinfer.benchmark.collab_live",
         "version": 1,
-        "command": "python -m benchmarks.collab_live --trace $AGENTINFER_TRACES/" + Path(trace.name).name,
+        "command": f"python -m benchmarks.collab_live --trace $AGENTINFER_TRACES/{Path(trace.name).name} "
+        f"--sessions {arguments.sessions} --max-tokens {arguments.max_tokens} --gap-s {arguments.gap_s:g} "
+        f"--repeats {arguments.repeats}",
         "trace": {"name": Path(trace.name).name, "sha256": trace.sha256},
         "models": MODELS,
         "threads": arguments.threads,

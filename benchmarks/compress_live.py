@@ -55,7 +55,9 @@ def main() -> None:
     report: dict[str, Any] = {
         "format": "agentinfer.benchmark.compress_live",
         "version": 1,
-        "command": " ".join(["python -m benchmarks.compress_live", *sys.argv[1:]]),
+        "command": "python -m benchmarks.compress_live --trace $AGENTINFER_TRACES/"
+        f"{Path(trace.name).name} --sessions {arguments.sessions} --max-tokens {arguments.max_tokens} "
+        f"--gap-s {arguments.gap_s:g} --repeats {arguments.repeats} --variants {' '.join(arguments.variants)}",
         "trace": {"name": Path(trace.name).name, "sha256": trace.sha256},
         "model": MODEL,
         "dtype": arguments.dtype,

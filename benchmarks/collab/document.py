@@ -1,4 +1,4 @@
-"""The evaluation in docs/collab.md, made from benchmarks/results/collab.json.
+"""The figures of docs/collab.md, made from the results collab.json and, where there, collab_live.json.
 
 python -m benchmarks.collab.document        rewrites the generated part of docs/collab.md
 """
@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.tables import table
+from benchmarks.tables import conditions, quartiles, table
 
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "benchmarks" / "results" / "collab.json"
+LIVE: Final = RESULT.with_name("collab_live.json")
 DOCUMENT: Final = ROOT / "docs" / "collab.md"
 BEGIN, END = "<!-- evaluation:begin -->\n", "<!-- evaluation:end -->"
 
@@ -51,7 +52,20 @@ _MODELS: Final = (
 )
 
 
-def section(result: Mapping[str, Any]) -> str:
+_LIVE_HEADS: Final = (
+    "way",
+    "session s",
+    "against its twin",
+    "a turn against its twin",
+    "worst turn s",
+    "prompt tokens computed",
+    "switches",
+    "unseen tokens at switches",
+    "of them computed ahead",
+)
+
+
+def section(result: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
     """The generated part of docs/collab.md."""
     large, small = result["models"]["large"], result["models"]["small"]
     parts = [
@@ -73,6 +87,7 @@ def section(result: Mapping[str, Any]) -> str:
         "(0.5 is chance):",
         table(_MODELS, [_model(row, result) for row in result["models_steps"]]),
         f"`{result['command']}`",
+        *([] if live is None else _live(live)),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
@@ -86,8 +101,12 @@ def with_section(document: str, made: str) -> str:
     return before + begin + made + end + after
 
 
-def load() -> Any:
-    return json.loads(RESULT.read_text(encoding="utf-8"))
+def measured() -> str:
+    """The section of what is measured so far; empty where nothing is."""
+    if not RESULT.exists():
+        return ""
+    live = json.loads(LIVE.read_text(encoding="utf-8")) if LIVE.exists() else None
+    return section(json.loads(RESULT.read_text(encoding="utf-8")), live)
 
 
 def _policy(row: Mapping[str, Any]) -> list[str]:
@@ -134,6 +153,37 @@ def _model(row: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _live(live: Mapping[str, Any]) -> list[str]:
+    models = live["models"]
+    return [
+        "## On live engines",
+        f"{len(live['sessions'])} recorded session of `{live['trace']['name']}` with {live['turns']} turns and forced "
+        f"replies on two engines, {models['large']} as the large and {models['small']} as the small model, bfloat16, "
+        f"{live['threads']} thread each; a tool takes {live['gap_s']:g} s. `collab` and `collab_cold` change places as "
+        "often as the budgets allow, with and without reading ahead, and are compared with the large model alone; "
+        "`small_checked` is the small model with every step judged, compared with it alone, so its ratio is what "
+        "checks and the process in front of the engines cost.",
+        table(_LIVE_HEADS, map(_live_row, live["rows"])),
+        f"`{live['command']}`{conditions(dict(live))}",
+    ]
+
+
+def _live_row(row: Mapping[str, Any]) -> list[str]:
+    ratios = row.get("completion_ratios", ())
+    prefilled = row.get("switch_prefilled_share")
+    return [
+        f"`{row['way']}`",
+        f"{row['completion_mean_s']:.1f}",
+        ", ".join(f"{ratio:.3f}" for ratio in ratios) or "–",
+        quartiles(row["latency_ratio"]) if "latency_ratio" in row else "–",
+        f"{row['worst_turn_s']:.2f}",
+        f"{row['prompt_tokens_computed']:,.0f}",
+        str(row.get("switches", "–")),
+        f"{row['switch_unseen_tokens']:,}" if row.get("switches") else "–",
+        "–" if prefilled is None else f"{100 * prefilled:.1f}%",
+    ]
+
+
 def _interval(figure: Mapping[str, float]) -> str:
     return f"{100 * figure['mean']:.1f} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
 
@@ -144,7 +194,7 @@ def _share(value: float | None) -> str:
 
 def main() -> int:
     text = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(with_section(text, section(load())), encoding="utf-8")
+    DOCUMENT.write_text(with_section(text, measured()), encoding="utf-8")
     return 0
 
 
