@@ -12,20 +12,20 @@ from agentinfer import __version__
 from agentinfer.config import near
 from agentinfer.errors import AgentInferError
 
-# By command: the module whose `add_commands(subparsers)` defines it, and what it is for.
+# By command: our module whose `add_commands(subparsers)` defines it, and what it is for.
 _COMMANDS = {
     "serve": ("", "serve a model: SGLang's flags and ours (same as python -m agentinfer.launch_server)"),
-    "models": ("agentinfer.models.cli", "list, prepare, verify or remove the embedded models"),
-    "replay": ("agentinfer.replay.cli", "drive a live server with recorded agent sessions and measure it"),
-    "report": ("agentinfer.replay.cli", "compare the results of replays, as table and picture"),
-    "simulate": ("agentinfer.simulate.cli", "recorded sessions on a simulated engine, under any scheduling policy"),
-    "calibrate": ("agentinfer.simulate.cli", "measure what a running server's work takes, for simulate"),
-    "compress": ("agentinfer.compression.cli", "what AgentCompress would do to recorded sessions, side by side"),
-    "collab": ("agentinfer.collaboration.cli", "fit when the large model of a pair is called in; show a fitted file"),
-    "corpus": ("agentinfer.corpus.cli", "the store of contexts that drafts come from: look, fill, prune, verify"),
-    "doctor": ("agentinfer.runtime.doctor", "check versions, device, seams, models and settings; say what to do"),
-    "status": ("agentinfer.status", "what a running server says about its agent sessions and their tools"),
-    "version": ("agentinfer.cli", "the version of agentinfer"),
+    "models": ("models.cli", "list, prepare, verify or remove the embedded models"),
+    "replay": ("replay.cli", "drive a live server with recorded agent sessions and measure it"),
+    "report": ("replay.cli", "compare the results of replays, as table and picture"),
+    "simulate": ("commands.simulate.cli", "recorded sessions on a simulated engine, under any scheduling policy"),
+    "calibrate": ("commands.simulate.cli", "measure what a running server's work takes, for simulate"),
+    "compress": ("commands.compress.cli", "what AgentCompress would do to recorded sessions, side by side"),
+    "collab": ("commands.collab.cli", "fit when the large model of a pair is called in; show a fitted file"),
+    "corpus": ("commands.corpus.cli", "the store of contexts that drafts come from: look, fill, prune, verify"),
+    "doctor": ("runtime.doctor", "check versions, device, seams, models and settings; say what to do"),
+    "status": ("commands.status", "what a running server says about its agent sessions and their tools"),
+    "version": ("cli", "the version of agentinfer"),
 }
 
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return serve(argv[1:])
     parser = argparse.ArgumentParser(prog="agentinfer")
-    importlib.import_module(_COMMANDS[command][0]).add_commands(parser.add_subparsers(dest="command", required=True))
+    module = importlib.import_module(f"agentinfer.{_COMMANDS[command][0]}")
+    module.add_commands(parser.add_subparsers(dest="command", required=True))
     args = parser.parse_args(argv)
     try:
         return int(args.run(args) or 0)

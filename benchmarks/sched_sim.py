@@ -16,9 +16,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentinfer.commands.simulate import (
+    PolicyName,
+    SimulationOptions,
+    Workload,
+    parse_policies,
+    read_workload,
+    simulate,
+)
 from agentinfer.errors import AgentInferError
 from agentinfer.radix_ext.simulator import SimSession
-from agentinfer.simulate import PolicyName, SimulationOptions, Workload, parse_policies, read_workload, simulate
 from benchmarks.automaton import machine
 
 KV_TOKENS = 400_000

@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from agentinfer.commands.simulate import SimulationOptions, Workload, parse_policies, read_workload, simulate
 from agentinfer.errors import AgentInferError
 from agentinfer.radix_ext.settings import SchedulingSettings
-from agentinfer.simulate import SimulationOptions, Workload, parse_policies, read_workload, simulate
 from benchmarks import sched_sim
 from benchmarks.automaton import machine
 

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentinfer.commands.simulate.policies import parse_policies
+from agentinfer.commands.simulate.run import SimulationOptions, simulate
+from agentinfer.commands.simulate.sessions import Workload
 from agentinfer.radix_ext.simulator import SimSession, SimTurn
 from agentinfer.radix_ext.simulator.costs import load
-from agentinfer.simulate.policies import parse_policies
-from agentinfer.simulate.run import SimulationOptions, simulate
-from agentinfer.simulate.sessions import Workload
 
 # The live comparison's policies by the simulator's names; the session radix cache is not simulated.
 NAMES = {

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from agentinfer.commands.compress.sessions import PrefixCache
+from agentinfer.commands.compress.tokens import PromptTokens, Segment
 from agentinfer.compress.distiller import Assignment
 from agentinfer.compress.extractive import ExtractiveDistiller
 from agentinfer.compress.offline import Exchange, Notes
 from agentinfer.compress.settings import Settings
-from agentinfer.compression.sessions import PrefixCache
-from agentinfer.compression.tokens import PromptTokens, Segment
 from agentinfer.replay.session import Session
 from benchmarks.compress.facts import Facts, SessionFacts, invented
 from benchmarks.compress.variants import SentTurn, play

@@ -13,9 +13,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from agentinfer.cli import main
+from agentinfer.commands.simulate.fitting import CalibrationError, DecodeSample, PrefillSample, fit
 from agentinfer.radix_ext.simulator import EngineCosts
 from agentinfer.radix_ext.simulator import costs as engine_costs
-from agentinfer.simulate.fitting import CalibrationError, DecodeSample, PrefillSample, fit
 
 BASE = EngineCosts()
 TRUE = replace(

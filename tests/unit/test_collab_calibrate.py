@@ -15,8 +15,8 @@ import pytest
 from agentinfer.cli import main
 from agentinfer.collab_lang import threshold
 from agentinfer.collab_lang.progress import QUESTION, QUESTION_FOR_VALUE
-from agentinfer.collaboration.cli import histogram
-from agentinfer.collaboration.judging import steps_of
+from agentinfer.commands.collab.cli import histogram
+from agentinfer.commands.collab.judging import steps_of
 from agentinfer.replay import read_trace
 
 Script = Callable[[dict[str, Any]], "tuple[int, Any] | None"]

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from agentinfer.commands.compress.tokens import PromptTokens
 from agentinfer.compress.distiller import Assignment
 from agentinfer.compress.extractive import ExtractiveDistiller
 from agentinfer.compress.memory import Observation
 from agentinfer.compress.note import Line, Note
 from agentinfer.compress.offline import Exchange
 from agentinfer.compress.settings import Settings
-from agentinfer.compression.tokens import PromptTokens
 from benchmarks.compress import document
 from benchmarks.compress.__main__ import main
 from benchmarks.compress.facts import Facts, SessionFacts, invented

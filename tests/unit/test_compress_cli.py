@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from agentinfer.cli import main
+from agentinfer.commands.compress.html import page
+from agentinfer.commands.compress.sessions import PrefixCache, compressed
+from agentinfer.commands.compress.tokens import PromptTokens
 from agentinfer.compress.extractive import ExtractiveDistiller
 from agentinfer.compress.settings import Settings
-from agentinfer.compression.html import page
-from agentinfer.compression.sessions import PrefixCache, compressed
-from agentinfer.compression.tokens import PromptTokens
 from agentinfer.replay.traces import read_trace
 from tests.template_rendering import render
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from agentinfer.commands.simulate import Workload
 from agentinfer.radix_ext.simulator import SharedSegment, SimSession, SimTurn
-from agentinfer.simulate import Workload
 from benchmarks import sched_document, sched_sim, sched_tuning
 from benchmarks.sched_picture import SHOWN, draw
 

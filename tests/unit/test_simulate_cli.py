@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from agentinfer.cli import main
+from agentinfer.commands.simulate import TokenCount, parse_policies, read_workload
+from agentinfer.commands.simulate.policies import settings_for
 from agentinfer.errors import TraceError
 from agentinfer.radix_ext.simulator import EngineCosts, SimulationError
 from agentinfer.radix_ext.simulator import costs as engine_costs
 from agentinfer.replay.tokens import estimate
-from agentinfer.simulate import TokenCount, parse_policies, read_workload
-from agentinfer.simulate.policies import settings_for
 
 ESTIMATE = TokenCount(model=None)
 

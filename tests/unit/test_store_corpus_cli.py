@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agentinfer import cli
-from agentinfer.corpus import recorded
+from agentinfer.commands.corpus import recorded
 from agentinfer.replay.traces import read_trace
 from agentinfer.spec_sam.store import ContextStore, StoreOptions
 from tests.agent_sessions import SYSTEM, assistant, call, generated_sessions, tool, user

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import orjson
 
+from agentinfer.commands.simulate import recorded, timing
+from agentinfer.commands.simulate.counting import TokenCount
 from agentinfer.radix_ext.simulator import SimSession, fits, repeated
 from agentinfer.replay import read_trace
 from agentinfer.replay.traces.files import load
-from agentinfer.simulate import recorded, timing
-from agentinfer.simulate.counting import TokenCount
 
 
 @dataclass(frozen=True, slots=True)

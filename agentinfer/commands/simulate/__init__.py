@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agentinfer.simulate.counting import TokenCount
-from agentinfer.simulate.policies import PolicyName, parse_policies
-from agentinfer.simulate.run import SimulationOptions, simulate
-from agentinfer.simulate.sessions import Workload, read_workload
+from agentinfer.commands.simulate.counting import TokenCount
+from agentinfer.commands.simulate.policies import PolicyName, parse_policies
+from agentinfer.commands.simulate.run import SimulationOptions, simulate
+from agentinfer.commands.simulate.sessions import Workload, read_workload
 
 __all__ = [
     "PolicyName",

@@ -9,9 +9,9 @@ from importlib import metadata
 from typing import Any
 
 from agentinfer.clock import Clock, SystemClock
+from agentinfer.commands.simulate.policies import PolicyName, settings_for
+from agentinfer.commands.simulate.sessions import Workload, choose
 from agentinfer.radix_ext.simulator import EngineCosts, SimulationError, run, summarise
-from agentinfer.simulate.policies import PolicyName, settings_for
-from agentinfer.simulate.sessions import Workload, choose
 
 
 @dataclass(frozen=True, slots=True)

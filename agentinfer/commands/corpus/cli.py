@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentinfer.corpus import filling, lines
-from agentinfer.corpus.recorded import ModelTokenizer
+from agentinfer.commands.corpus import filling, lines
+from agentinfer.commands.corpus.recorded import ModelTokenizer
 from agentinfer.errors import AgentInferError
 from agentinfer.replay import table
 from agentinfer.replay.traces import read_trace

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentinfer.commands.compress.tokens import PromptTokens
 from agentinfer.compress.memory import observation_id
 from agentinfer.compress.offline import Exchange, Notes, TurnOutcome, compress_session
 from agentinfer.compress.settings import Settings
-from agentinfer.compression.tokens import PromptTokens
 from agentinfer.replay.session import Session
 
 

@@ -18,7 +18,7 @@ from agentinfer.clock import Clock, SystemClock
 from agentinfer.collab_lang import threshold as thresholds
 from agentinfer.collab_lang.settings import Check, CollabSettings
 from agentinfer.collab_lang.threshold import MIN_SAMPLES, Threshold, fit, share_under
-from agentinfer.collaboration.judging import Judge, Judged, JudgingError, find_model, steps_of
+from agentinfer.commands.collab.judging import Judge, Judged, JudgingError, find_model, steps_of
 from agentinfer.errors import AgentInferError
 from agentinfer.replay import read_trace, table
 from agentinfer.replay.traces import Trace

@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from agentinfer.commands.simulate import measuring
+from agentinfer.commands.simulate.fitting import fit
+from agentinfer.commands.simulate.policies import parse_policies
+from agentinfer.commands.simulate.run import SimulationOptions, simulate
+from agentinfer.commands.simulate.sessions import read_workload
 from agentinfer.errors import AgentInferError
 from agentinfer.radix_ext.simulator import EVICTIONS, ORDERS, costs
 from agentinfer.replay import table
-from agentinfer.simulate import measuring
-from agentinfer.simulate.fitting import fit
-from agentinfer.simulate.policies import parse_policies
-from agentinfer.simulate.run import SimulationOptions, simulate
-from agentinfer.simulate.sessions import read_workload
 
 _POLICIES = f"""policies, several separated by commas:
   agent               AgentSched, as the live engine runs it

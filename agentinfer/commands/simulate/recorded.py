@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from itertools import accumulate
 
+from agentinfer.commands.simulate.counting import TokenCount
 from agentinfer.radix_ext.simulator import SharedSegment, SimSession, SimTurn
 from agentinfer.replay.render import reply_text
 from agentinfer.replay.session import Message, Session
-from agentinfer.simulate.counting import TokenCount
 
 _INSTRUCTIONS = ("system", "developer")
 

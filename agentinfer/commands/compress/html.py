@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+from agentinfer.commands.compress.sessions import SessionFigures, TurnFigures
 from agentinfer.compress.composition import Composition
 from agentinfer.compress.memory import observation_id
-from agentinfer.compression.sessions import SessionFigures, TurnFigures
 from agentinfer.messages.content import chat_message
 
 _FOLDED_CHARS: Final = 1200

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 
 from agentinfer.clock import Clock, SystemClock
+from agentinfer.commands.simulate.fitting import CalibrationError, DecodeSample, PrefillSample
 from agentinfer.radix_ext.simulator import EngineCosts
 from agentinfer.replay.client import get_json
-from agentinfer.simulate.fitting import CalibrationError, DecodeSample, PrefillSample
 
 # Ids that any vocabulary has and that no tokenizer uses for control.
 _TOKEN_IDS = (500, 4000)

@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from agentinfer.commands.compress.html import page
+from agentinfer.commands.compress.sessions import SessionFigures, compressed
+from agentinfer.commands.compress.tokens import PromptTokens
 from agentinfer.compress.extractive import ExtractiveDistiller
 from agentinfer.compress.settings import Settings
-from agentinfer.compression.html import page
-from agentinfer.compression.sessions import SessionFigures, compressed
-from agentinfer.compression.tokens import PromptTokens
 from agentinfer.errors import AgentInferError
 from agentinfer.replay import read_trace, table
 from agentinfer.replay.session import Session

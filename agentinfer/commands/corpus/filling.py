@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentinfer.corpus import lines, recorded
+from agentinfer.commands.corpus import lines, recorded
 from agentinfer.replay.session import Session
 from agentinfer.spec_sam.store import ContextStore
 
