@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from agentinfer import __version__, cli, launch_server, status
+from agentinfer import __version__, cli, launch_server
+from agentinfer.commands import status
 
 TOOLS = {
     "bash": {"count": 1204, "p50_s": 0.26, "p90_s": 5.0, "p99_s": 64.5, "latest_s": 0.031, "latest_age_s": 7200.0},
