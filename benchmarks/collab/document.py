@@ -155,9 +155,10 @@ def _model(row: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
 
 def _live(live: Mapping[str, Any]) -> list[str]:
     models = live["models"]
+    sessions = "1 recorded session" if len(live["sessions"]) == 1 else f"{len(live['sessions'])} recorded sessions"
     return [
         "## On live engines",
-        f"{len(live['sessions'])} recorded session of `{live['trace']['name']}` with {live['turns']} turns and forced "
+        f"{sessions} of `{live['trace']['name']}` with {live['turns']} turns and forced "
         f"replies on two engines, {models['large']} as the large and {models['small']} as the small model, bfloat16, "
         f"{live['threads']} thread each; a tool takes {live['gap_s']:g} s. `collab` and `collab_cold` change places as "
         "often as the budgets allow, with and without reading ahead, and are compared with the large model alone; "

@@ -128,8 +128,9 @@ def _live(live: Mapping[str, Any]) -> list[str]:
         "a turn against its twin",
         "slower turns",
     )
+    sessions = "1 recorded session" if len(live["sessions"]) == 1 else f"{len(live['sessions'])} recorded sessions"
     text = (
-        f"{len(live['sessions'])} recorded sessions of `{live['trace']['name']}` on live servers with forced replies, "
+        f"{sessions} of `{live['trace']['name']}` on live servers with forced replies, "
         f"{live['model']}, {live['dtype']}, {live['live_sessions']} at once on each, all servers at the same time; "
         f"a tool takes {live['gap_s']:g} s. Turns are paired; a slower one took a tenth and 50 ms more than its twin, "
         "and the row `off`, where there are several runs, says how often that happens without compression."
