@@ -22,6 +22,12 @@ def spread(figure: dict[str, Any]) -> str:
     return f"{figure['median']:.0f} ({min(figure['samples']):.0f} to {max(figure['samples']):.0f})"
 
 
+def sessions(run: dict[str, Any]) -> str:
+    """How many recorded sessions were played, and of which trace."""
+    count = len(run["sessions"])
+    return f"{count} recorded session{'' if count == 1 else 's'} of `{run['trace']['name']}`"
+
+
 def conditions(run: dict[str, Any]) -> str:
     """What else the machine did, in brackets; empty where nothing is known."""
     return f" ({run['conditions']})" if run.get("conditions") else ""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.tables import conditions, quartiles, table
+from benchmarks.tables import conditions, quartiles, sessions, table
 
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "benchmarks" / "results" / "collab.json"
@@ -155,10 +155,9 @@ def _model(row: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
 
 def _live(live: Mapping[str, Any]) -> list[str]:
     models = live["models"]
-    sessions = "1 recorded session" if len(live["sessions"]) == 1 else f"{len(live['sessions'])} recorded sessions"
     return [
         "## On live engines",
-        f"{sessions} of `{live['trace']['name']}` with {live['turns']} turns and forced "
+        f"{sessions(dict(live))} with {live['turns']} turns and forced "
         f"replies on two engines, {models['large']} as the large and {models['small']} as the small model, bfloat16, "
         f"{live['threads']} thread each; a tool takes {live['gap_s']:g} s. `collab` and `collab_cold` change places as "
         "often as the budgets allow, with and without reading ahead, and are compared with the large model alone; "

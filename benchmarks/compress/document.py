@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import conditions, table
+from benchmarks.tables import conditions, sessions, table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -128,9 +128,8 @@ def _live(live: Mapping[str, Any]) -> list[str]:
         "a turn against its twin",
         "slower turns",
     )
-    sessions = "1 recorded session" if len(live["sessions"]) == 1 else f"{len(live['sessions'])} recorded sessions"
     text = (
-        f"{sessions} of `{live['trace']['name']}` on live servers with forced replies, "
+        f"{sessions(dict(live))} on live servers with forced replies, "
         f"{live['model']}, {live['dtype']}, {live['live_sessions']} at once on each, all servers at the same time; "
         f"a tool takes {live['gap_s']:g} s. Turns are paired; a slower one took a tenth and 50 ms more than its twin, "
         "and the row `off`, where there are several runs, says how often that happens without compression."

@@ -117,5 +117,4 @@ def test_a_session_stays_on_its_replica_and_outlives_it(cluster: Cluster) -> Non
 
 
 def metric(live: LiveServer, name: str) -> float:
-    text = urllib.request.urlopen(f"{live.url}/metrics", timeout=30).read().decode()
-    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+    return sum(float(line.rpartition(" ")[2]) for line in live.get("/metrics").splitlines() if line.startswith(name))

@@ -511,19 +511,25 @@ def test_a_check_that_fails_is_no_verdict_and_no_error(large: FakeEngine, small:
 # Hand-over.
 
 
-def test_the_silent_model_prefills_what_it_has_not_seen_while_the_tool_runs(
-    large: FakeEngine, small: FakeEngine
-) -> None:
+def with_a_tool_until_prefilled(standby: FakeEngine) -> Any:
+    """Two steps; the tool between them takes until `standby` is asked to prefill."""
+
     @sgl.function
     def program(s: Any) -> None:
         s += sgl.user(LONG)
         s += sgl.assistant(sgl.gen("one"))
         s.sync()
-        until(lambda: small.sent("/agentinfer/prefill"), "a prefill on the small model")
+        until(lambda: standby.sent("/agentinfer/prefill"), f"a prefill on {standby.name}")
         s += sgl.user("on")
         s += sgl.assistant(sgl.gen("two"))
 
-    program.run(backend=backend(large, small)).sync()
+    return program
+
+
+def test_the_silent_model_prefills_what_it_has_not_seen_while_the_tool_runs(
+    large: FakeEngine, small: FakeEngine
+) -> None:
+    with_a_tool_until_prefilled(small).run(backend=backend(large, small)).sync()
     (wish,) = small.sent("/agentinfer/prefill")
     ahead = "".join(map(chr, wish["input_ids"]))
     assert small.prompts()[0].startswith(ahead)
@@ -550,19 +556,26 @@ def test_stock_sglang_computes_it_by_an_empty_generation(large: FakeEngine, smal
 def test_an_engine_that_has_no_room_for_a_prefill_is_not_taken_for_dead(large: FakeEngine, small: FakeEngine) -> None:
     small.busy.add("/agentinfer/prefill")
     small.p_true = 0.9
+    state = with_a_tool_until_prefilled(small).run(backend=backend(large, small))
+    state.sync()
+    assert [step.model for step in collab_trail(state)] == ["large", "small"]
+
+
+def test_an_engine_that_is_busy_with_its_prompts_is_not_given_guessed_ones(
+    large: FakeEngine, small: FakeEngine
+) -> None:
+    """A gateway says so of any route; taken for the engine's own word, its chat template would be given up for good."""
+    large.busy.add("/tokenize")
 
     @sgl.function
     def program(s: Any) -> None:
-        s += sgl.user(LONG)
+        s += sgl.user("Why?")
         s += sgl.assistant(sgl.gen("one"))
-        s.sync()
-        until(lambda: small.sent("/agentinfer/prefill"), "a prefill on the small model")
-        s += sgl.user("on")
-        s += sgl.assistant(sgl.gen("two"))
 
     state = program.run(backend=backend(large, small))
     state.sync()
-    assert [step.model for step in collab_trail(state)] == ["large", "small"]
+    assert [step.model for step in collab_trail(state)] == ["small"]
+    assert large.turns() == []
 
 
 def test_a_verdict_that_calls_the_large_model_warms_it_at_once(large: FakeEngine, small: FakeEngine) -> None:

@@ -145,9 +145,9 @@ class Engine:
             response = http_request(
                 endpoint.base_url + path, json=body, api_key=endpoint.api_key, verify=endpoint.verify
             )
-            # A refusal for now with a time to come again is an engine's own: it lives, and has other work.
-            is_busy = response.status_code == 503 and "retry-after" in response.resp.headers
-            if response.status_code in (502, 503, 504) and not is_busy:
+            # Our route has no room for now. Of any other, a refusal would tell what the engine can never do.
+            has_no_room = path == _PREFILL_PATH and "retry-after" in response.resp.headers
+            if response.status_code in (502, 503, 504) and not has_no_room:
                 raise EngineFailure(f"HTTP {response.status_code}", is_down=True)
             if response.status_code >= 400:
                 is_missing = response.status_code in (404, 405)
