@@ -95,10 +95,10 @@ class Server:
         self.encode = lambda text: [3 + ord(each) % 900 for each in text]
         tokenizer = SimpleNamespace(encode=self.encode)
         model_config = SimpleNamespace(vocab_size=VOCABULARY)
-        manager = SimpleNamespace(tokenizer=tokenizer, max_req_input_len=ROOM, model_config=model_config)
+        self.manager = SimpleNamespace(tokenizer=tokenizer, max_req_input_len=ROOM, model_config=model_config)
         self.service = PrefillService(
             max_jobs,
-            Computer(Pace(ManualClock()), manager, SystemClock()),
+            Computer(Pace(ManualClock()), self.manager, SystemClock()),
             SystemClock(),
             PrefillMetrics(CollectorRegistry()),
             self.channel,  # type: ignore[arg-type]
@@ -260,6 +260,16 @@ def test_raw_prompts_are_computed_as_they_are(body, monkeypatch) -> None:
         status, answer = await server.post(body)
         assert (status, answer["prompt_tokens"], answer["completed"]) == (200, 150, True)
         assert answer["session"].startswith("p-")
+
+    story(work)
+
+
+def test_tokens_need_no_tokenizer(monkeypatch) -> None:
+    async def work() -> None:
+        server = Server(monkeypatch)
+        server.manager.tokenizer = None
+        status, answer = await server.post({"input_ids": [5, 6, 7] * 50})
+        assert (status, answer.get("completed")) == (200, True), answer
 
     story(work)
 

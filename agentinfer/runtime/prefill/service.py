@@ -156,7 +156,7 @@ class PrefillService:
                 self._release(job.session_id)
 
     def _known_tokens(self, session_id: str) -> Sequence[int]:
-        known = self._known.get(session_id, "")
+        known = self._known.get(session_id, ())
         return self._computer.encoded(known) if isinstance(known, str) else known
 
     def _know(self, session_id: str, prompt: Sequence[int] | str) -> None:
