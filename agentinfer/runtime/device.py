@@ -15,7 +15,8 @@ _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "bf1
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`kind` as in SGLang's --device; `platform` names what serves it; `omp_threads` is what the user set, or None."""
+    """`kind` as in SGLang's --device; `platform` names what serves it; `omp_threads` is what the user set, or None;
+    `obstacle` is why our platform does not serve a CPU, or None."""
 
     kind: str
     summary: str
@@ -23,6 +24,7 @@ class Device:
     cores: int
     cpu_flags: frozenset[str]
     omp_threads: int | None
+    obstacle: str | None = None
 
 
 def this_device(environ: Mapping[str, str]) -> Device:
@@ -31,13 +33,29 @@ def this_device(environ: Mapping[str, str]) -> Device:
     flags = cpu_flags()
     threads = environ.get("OMP_NUM_THREADS", "")
     kind, summary = _accelerator() or ("cpu", "")
+    platform_name, obstacle = _platform(kind)
     return Device(
         kind=kind,
         summary=summary or cpu_summary(cores, flags, environ),
-        platform=_platform(kind),
+        platform=platform_name,
         cores=cores,
         cpu_flags=flags,
         omp_threads=int(threads) if threads.isdigit() else None,
+        obstacle=obstacle,
+    )
+
+
+def missing_device(device: Device) -> str | None:
+    """Why an engine started here without --device would find nothing to run on, and what to do; None where it finds
+    something."""
+    if device.obstacle is None or device.kind != "cpu":
+        return None
+    import torch
+
+    built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return (
+        f"torch {torch.__version__} ({built_for}) sees no GPU, and the engine without a GPU stays off, since {device.obstacle}. With a GPU: nvidia-smi "
+        "must list it, with a driver at least as new as torch's CUDA. Without: make clean, then make serve ENGINE=cpu"
     )
 
 
@@ -76,13 +94,14 @@ def _accelerator() -> tuple[str, str] | None:
     return None
 
 
-def _platform(kind: str) -> str:
+def _platform(kind: str) -> tuple[str, str | None]:
+    """What serves the device, and what keeps our platform from a CPU."""
     if kind != "cpu":
-        return f"SGLang's own ({kind})"
+        return f"SGLang's own ({kind})", None
     from agentinfer.runtime.cpu.activate import reason_to_stay_off
 
     try:
         obstacle = reason_to_stay_off(os.environ)
     except ImportError as error:
-        return f"none: {error}"
-    return "agentinfer's engine without a GPU" if obstacle is None else f"SGLang's own, since {obstacle}"
+        return f"none: {error}", None
+    return ("agentinfer's engine without a GPU" if obstacle is None else f"SGLang's own, since {obstacle}"), obstacle

@@ -20,7 +20,7 @@ from agentinfer.config import resolve_config
 from agentinfer.errors import ConfigError, ModelError
 from agentinfer.models import DEFAULT_MODEL, EmbeddedModel, catalogue
 from agentinfer.models.store import ModelStore, cache_root
-from agentinfer.runtime.device import Device, this_device
+from agentinfer.runtime.device import Device, missing_device, this_device
 from agentinfer.runtime.proof import plugin_obstacle
 from agentinfer.runtime.seams import SUPPORTED_SGLANG, Seam, seams
 from agentinfer.runtime.source_check import check_source
@@ -99,7 +99,12 @@ def version_findings(version_of: Callable[[str], str | None], has_cuda: bool) ->
 
 def device_findings(device: Device) -> Iterator[Finding]:
     yield Finding("device", "ok", device.summary)
-    yield Finding("platform", "ok", device.platform)
+    missing = missing_device(device)
+    if missing is None:
+        yield Finding("platform", "ok", device.platform)
+    else:
+        seen, _, advice = missing.partition(". ")
+        yield Finding("platform", "problem", seen, advice)
     if device.kind == "cpu" and "avx512f" not in device.cpu_flags:
         yield Finding("processor", "warning", "no AVX-512", "expect the engine to be slower than the README says")
     threads = device.omp_threads

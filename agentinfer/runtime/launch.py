@@ -19,6 +19,7 @@ from agentinfer.runtime.arguments import (
     engine_options_given,
     split_command_line,
 )
+from agentinfer.runtime.device import missing_device, this_device
 from agentinfer.runtime.proof import collect_proof, plugin_obstacle, require_proofs
 from agentinfer.runtime.seams import CORE, Door, Seam, ledger
 from agentinfer.runtime.source_check import installed_sglang
@@ -181,6 +182,9 @@ def _run(server_args: Any, config: AgentInferConfig) -> None:
 
     is_rust_server = envs.SGLANG_RUST_SERVER.get()
     refuse_bypassed_http(server_args, is_rust_server, config)
+    missing = missing_device(this_device(os.environ)) if server_args.device is None else None
+    if missing is not None:
+        raise ConfigError(missing)
     if server_args.smg_grpc_mode or server_args.grpc_mode or server_args.encoder_only or server_args.use_ray:
         from sglang.launch_server import run_server
 

@@ -26,12 +26,12 @@ class Correction:
         self.weights = [0.0] * NUM_SLOTS
         self.sums_of_squares = [0.0] * NUM_SLOTS  # of the gradients so far
 
-    def apply(self, probability: float, features: Features) -> float:
+    def odds(self, probability: float, features: Features) -> float:
+        """The corrected log-odds of `probability`."""
         shift = 0.0
         for slot in features:
             shift += self.weights[slot]
-        odds = logit(probability) + min(max(shift, -MAX_SHIFT), MAX_SHIFT)
-        return 1.0 / (1.0 + math.exp(-odds))
+        return logit(probability) + min(max(shift, -MAX_SHIFT), MAX_SHIFT)
 
     def learn(self, corrected: float, features: Features, came: bool) -> None:
         """The token at which `corrected` was estimated came, or did not."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentinfer.spec_sam.reference import _check_flat, _checked_tokens
-from agentinfer.spec_sam.reference_correction import NUM_SLOTS, Correction, logit
+from agentinfer.spec_sam.reference_correction import NUM_SLOTS, Correction
 
 NUM_KINDS: Final = 4  # of sources: a session's own text, related, memory, retrieved
 
@@ -146,14 +146,14 @@ class DraftModel:
         moved = self._weights[_weight_index(kind, length)] + _WEIGHT_STEP * surprise
         self._weights[_weight_index(kind, length)] = min(max(moved, -_MAX_WEIGHT), _MAX_WEIGHT)
 
-    def calibrated(self, probability: float) -> float:
-        """A mixture's probability as tokens drafted at it really came, interpolated between two points of log-odds."""
-        point, fraction = _place_of(probability)
+    def calibrated(self, log_odds: float) -> float:
+        """An estimate as tokens drafted at it really came, interpolated between two points of log-odds."""
+        point, fraction = _place_of(log_odds)
         below, above = self._calibration[point : point + 2]
         return (1.0 - fraction) * below.value + fraction * above.value
 
-    def learn_calibration(self, probability: float, came: bool) -> None:
-        point, fraction = _place_of(probability)
+    def learn_calibration(self, log_odds: float, came: bool) -> None:
+        point, fraction = _place_of(log_odds)
         for rate, share in zip(self._calibration[point : point + 2], (1.0 - fraction, fraction), strict=True):
             rate.learn(share if came else 0.0, share, _MAX_POINT_TRIALS)
 
@@ -175,8 +175,8 @@ def _weight_index(kind: int, length: int) -> int:
     return kind * len(_BUCKET_LENGTH) + bisect_left(_LENGTH_BOUNDS, length)
 
 
-def _place_of(probability: float) -> tuple[int, float]:
+def _place_of(log_odds: float) -> tuple[int, float]:
     """Between which two points of the calibration: the lower one, and how far to the upper one."""
-    at = (logit(probability) - _LOWEST_LOGIT) / _LOGIT_STEP
+    at = (log_odds - _LOWEST_LOGIT) / _LOGIT_STEP
     inside = min(max(at, 0.0), (_NUM_POINTS - 1) - 1e-9)
     return int(inside), inside - int(inside)

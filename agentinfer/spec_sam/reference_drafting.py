@@ -68,7 +68,7 @@ class _Waiting(NamedTuple):
     negated_probability: float  # of the whole path
     parent: int
     token: int
-    estimate: float
+    log_odds: float
     features: Features
 
 
@@ -77,7 +77,7 @@ class _Node:
     token: int
     parent: int  # -1 for the root
     path_probability: float
-    estimate: float  # of its own token, corrected but not calibrated
+    log_odds: float  # of its own token, corrected but not calibrated
     features: Features  # of its proposal
     matches: list[Match]  # in each source
     candidates: dict[int, _Candidate] | None = None  # by token; None where the node was not expanded
@@ -163,7 +163,7 @@ class DraftStream:
                 for source, match in zip(self._sources, self._nodes[best.parent].matches, strict=True)
             ]
             self._nodes.append(
-                _Node(best.token, best.parent, -best.negated_probability, best.estimate, best.features, matches)
+                _Node(best.token, best.parent, -best.negated_probability, best.log_odds, best.features, matches)
             )
         return self._nodes
 
@@ -179,11 +179,10 @@ class DraftStream:
             if node.path_probability * candidate.probability < _HOPELESS * worth:
                 continue
             features = self._features_of(index, candidate)
-            corrected = self._model.correction.apply(candidate.probability, features)
-            estimate = min(max(corrected, _MIN_PROBABILITY), _MAX_PROBABILITY)
-            probability = node.path_probability * self._model.calibrated(estimate)
+            log_odds = self._model.correction.odds(candidate.probability, features)
+            probability = node.path_probability * self._model.calibrated(log_odds)
             if probability >= worth:
-                yield _Waiting(-probability, index, candidate.token, estimate, features)
+                yield _Waiting(-probability, index, candidate.token, log_odds, features)
 
     def _weigh_source(self, index: int, node: _Node, candidates: dict[int, _Candidate], worth: float) -> None:
         """Prediction by partial matching in one source: from the longest match to shorter ones."""
@@ -252,8 +251,9 @@ class DraftStream:
             parent, index = index, None
             for child, node in enumerate(self._nodes):
                 if node.parent == parent:
-                    self._model.learn_calibration(node.estimate, node.token == token)
-                    self._model.correction.learn(node.estimate, node.features, node.token == token)
+                    estimate = min(max(1.0 / (1.0 + math.exp(-node.log_odds)), _MIN_PROBABILITY), _MAX_PROBABILITY)
+                    self._model.learn_calibration(node.log_odds, node.token == token)
+                    self._model.correction.learn(estimate, node.features, node.token == token)
                     index = child if node.token == token else index
 
     def _learn_at(self, node: _Node, token: int) -> None:

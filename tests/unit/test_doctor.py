@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 from collections.abc import Iterable
@@ -67,6 +68,24 @@ def test_untested_sglang_is_a_warning_with_the_version_to_install() -> None:
 )
 def test_slow_settings_are_warned_of_on_the_cpu_only(device: Device, warned: set[str]) -> None:
     assert {topic for topic, state in states(doctor.device_findings(device)).items() if state == "warning"} == warned
+
+
+@pytest.mark.parametrize(
+    ("kind", "obstacle", "state"),
+    [
+        ("cpu", "a real sgl_kernel is installed", "problem"),
+        ("cpu", None, "ok"),
+        ("cuda", None, "ok"),
+    ],
+)
+def test_cuda_packages_without_a_gpu_are_a_problem_with_both_cures(kind: str, obstacle: str | None, state: str) -> None:
+    device = dataclasses.replace(CPU, kind=kind, obstacle=obstacle)
+    (found,) = [each for each in doctor.device_findings(device) if each.topic == "platform"]
+    assert found.state == state
+    if obstacle is not None:
+        assert obstacle in found.seen
+        assert "nvidia-smi" in str(found.advice)
+        assert "ENGINE=cpu" in str(found.advice)
 
 
 def test_plugin_that_sglang_would_skip_is_a_problem_with_its_cure() -> None:

@@ -52,6 +52,10 @@ class Correction {
     for (const std::uint32_t slot : features) shift += weights_[slot];
     return std::log(probability / (1.0 - probability)) + std::clamp(shift, -kMaxShift, kMaxShift);
   }
+  // Asks the memory for what `odds` will read.
+  void prefetch_weights(const Features& features) const {
+    for (const std::uint32_t slot : features) __builtin_prefetch(&weights_[slot]);
+  }
   // Asks the memory for what `learn` will change besides the weights.
   void prefetch(const Features& features) const {
     for (const std::uint32_t slot : features) __builtin_prefetch(&sums_of_squares_[slot], 1);

@@ -84,9 +84,8 @@ class DraftModel {
     std::size_t point = 0;
     double fraction = 0;
   };
-  // `probability` in (0, 1).
-  static Place place_of(double probability) {
-    const double at = (std::log(probability / (1.0 - probability)) - kLowestLogit) / kLogitStep;
+  static Place place_of(double log_odds) {
+    const double at = (log_odds - kLowestLogit) / kLogitStep;
     const double inside = std::clamp(at, 0.0, static_cast<double>(kNumPoints - 1) - 1e-9);
     const auto point = static_cast<std::size_t>(inside);
     return {point, inside - static_cast<double>(point)};

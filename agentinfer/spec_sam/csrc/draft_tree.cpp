@@ -99,6 +99,8 @@ void DraftStream::propose(std::int32_t node, std::int32_t first, std::int32_t en
 
   const double path_probability = nodes_[node].path_probability;
   const double odds_needed = model_.odds_needed(limits.min_path_probability / path_probability);
+  // In two passes, since the weights of a token that was seldom proposed come from far: all are asked for first.
+  const std::size_t first_proposal = proposals_.size();
   for (std::int32_t i = first; i < end; ++i) {
     const Candidate& candidate = candidates_[i];
     const Opinion* opinions = opinions_on(candidate);
@@ -107,17 +109,25 @@ void DraftStream::propose(std::int32_t node, std::int32_t first, std::int32_t en
     for (std::size_t k = 1; k < num_sources_; ++k) level_other = std::min(level_other, opinions[k].level);
     const std::uint32_t evidence = (lengths * 3 + support(opinions[0].level)) * 3 + support(level_other);
     const Correction::Features features = here.features(candidate.token, evidence);
-    const double odds = model_.correction().odds(candidate.probability, features);
-    if (odds < odds_needed) continue;
-    const double estimate = std::clamp(1.0 / (1.0 + std::exp(-odds)), kMinProbability, kMaxProbability);
-    const DraftModel::Place place = DraftModel::place_of(estimate);
-    const double probability = path_probability * model_.calibrated(place);
-    if (probability < limits.min_path_probability) continue;
-    waiting_.push_back(Waiting{probability, node, candidate.token, static_cast<std::int32_t>(proposals_.size())});
-    std::push_heap(waiting_.begin(), waiting_.end());
-    proposals_.push_back(Proposal{i, place, estimate, features});
-    model_.correction().prefetch(features);
+    model_.correction().prefetch_weights(features);
+    proposals_.push_back(Proposal{i, {}, 0, features});
   }
+  std::size_t kept = first_proposal;
+  for (std::size_t i = first_proposal; i < proposals_.size(); ++i) {
+    Proposal& proposal = proposals_[i];
+    const Candidate& candidate = candidates_[proposal.candidate];
+    const double odds = model_.correction().odds(candidate.probability, proposal.features);
+    if (odds < odds_needed) continue;
+    proposal.estimate = std::clamp(1.0 / (1.0 + std::exp(-odds)), kMinProbability, kMaxProbability);
+    proposal.place = DraftModel::place_of(odds);
+    const double probability = path_probability * model_.calibrated(proposal.place);
+    if (probability < limits.min_path_probability) continue;
+    waiting_.push_back(Waiting{probability, node, candidate.token, static_cast<std::int32_t>(kept)});
+    std::push_heap(waiting_.begin(), waiting_.end());
+    model_.correction().prefetch(proposal.features);
+    proposals_[kept++] = proposal;
+  }
+  proposals_.shrink(kept);
 }
 
 DraftStream::Opinion* DraftStream::add_candidate(std::int32_t token) {

@@ -51,6 +51,11 @@ class PodVector {
   }
 
   void clear() { size_ = 0; }
+  // Keeps the first `size` elements.
+  void shrink(std::size_t size) {
+    AGENTINFER_DCHECK(size <= size_);
+    size_ = size;
+  }
   T* data() { return data_; }
   const T* data() const { return data_; }
 
