@@ -54,8 +54,9 @@ def missing_device(device: Device) -> str | None:
 
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return (
-        f"torch {torch.__version__} ({built_for}) sees no GPU, and the engine without a GPU stays off, since {device.obstacle}. With a GPU: nvidia-smi "
-        "must list it, with a driver at least as new as torch's CUDA. Without: make clean, then make serve ENGINE=cpu"
+        f"torch {torch.__version__} ({built_for}) sees no GPU, and the engine without a GPU stays off, since "
+        f"{device.obstacle}. With a GPU: nvidia-smi must list it, with a driver at least as new as torch's CUDA. "
+        "Without: make clean, then make serve ENGINE=cpu"
     )
 
 
