@@ -6,8 +6,8 @@ Two engines are started once; the ways to use them are played in turn, in anothe
 Replies are forced, so every way does the same work, and who speaks follows from the front's settings alone:
 
 - `large`, `small`: one engine, asked directly.
-- `collab`, `collab_cold`: every step counts as no progress, so the models change places as often as the budgets allow;
-  with and without reading ahead while tools run.
+- `collab`, `collab_gaps`, `collab_cold`: every step counts as no progress, so the models change places as often as the
+  budgets allow; reading ahead at any time, only while tools run, and not at all.
 - `small_checked`: the small model speaks always, and each of its steps is judged. Against `small` it shows what the
   checks cost, and the front with them.
 """
@@ -47,6 +47,7 @@ _CHECK = ("--agentinfer-collab-check", "verdict")
 _CHANGING = (*_CHECK, "--agentinfer-collab-threshold", "1.0")
 FRONTS = {
     "collab": _CHANGING,
+    "collab_gaps": (*_CHANGING, "--no-agentinfer-collab-warm-in-turns"),
     "collab_cold": (*_CHANGING, "--no-agentinfer-collab-warm"),
     "small_checked": (
         *_CHECK,
@@ -58,7 +59,7 @@ FRONTS = {
     ),
 }
 # What each way is compared with, turn by turn.
-TWINS = {"collab": "large", "collab_cold": "large", "small_checked": "small"}
+TWINS = {"collab": "large", "collab_gaps": "large", "collab_cold": "large", "small_checked": "small"}
 _TURN_KEYS = ("session", "turn", "latency_s", "ttft_s", "prompt_tokens", "cached_tokens", "output_tokens")
 _SWITCH_KEYS = ("switches", "switch_unseen_tokens", "switch_computed_tokens")
 

@@ -33,7 +33,8 @@ class FakeEngine:
 
     `dies_after`: cuts the connection of a turn after so many pieces, or before its answer with -1. `fails_after`: says
     so in the stream, with `status_in_stream`. `status`: what turns are answered with. `gate`: turns wait for it before
-    their last piece; `check_gate`: checks do. `cut_checks` and `cut_turns`: how many were left by who had asked.
+    their last piece; `check_gate`: checks do, `prefill_gate`: prefills. `cut_checks`, `cut_turns`, `cut_prefills`: how
+    many were left by who had asked.
     """
 
     name: str
@@ -49,6 +50,7 @@ class FakeEngine:
     is_ours: bool = True
     gate: asyncio.Event | None = None
     check_gate: asyncio.Event | None = None
+    prefill_gate: asyncio.Event | None = None
     turns: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     rehearsals: list[dict[str, Any]] = field(default_factory=list)
@@ -57,6 +59,7 @@ class FakeEngine:
     routing_keys: list[str | None] = field(default_factory=list)
     cut_checks: int = 0
     cut_turns: int = 0
+    cut_prefills: int = 0
     runner: web.AppRunner | None = None
     port: int = 0
 
@@ -133,6 +136,12 @@ class FakeEngine:
         body = await request.json()
         self.prefills.append(body)
         self.routing_keys.append(request.headers.get("x-smg-routing-key"))
+        if self.prefill_gate is not None:
+            try:
+                await self.prefill_gate.wait()
+            except asyncio.CancelledError:
+                self.cut_prefills += 1
+                raise
         counts = {"prompt_tokens": 90, "cached_tokens": 10, "computed_tokens": 80, "completed": True}
         return web.json_response(counts, status=self.prefill_status)
 

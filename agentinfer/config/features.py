@@ -189,6 +189,9 @@ class CollabConfig(Feature):
         choices=("block", "verdict", "off"),
     )
     collab_warm: bool = option(True, "let the model that is silent read ahead while a tool runs")
+    collab_warm_in_turns: bool | None = option(
+        None, "and while the other one answers; by default where the two engines share neither a GPU nor a core"
+    )
     collab_kv_share: float | None = option(
         None,
         "of a GPU's KV memory, the large model's share where both are on it; by default both hold as many tokens",

@@ -159,8 +159,9 @@ def _live(live: Mapping[str, Any]) -> list[str]:
         "## On live engines",
         f"{sessions(dict(live))} with {live['turns']} turns and forced "
         f"replies on two engines, {models['large']} as the large and {models['small']} as the small model, bfloat16, "
-        f"{live['threads']} thread each; a tool takes {live['gap_s']:g} s. `collab` and `collab_cold` change places as "
-        "often as the budgets allow, with and without reading ahead, and are compared with the large model alone; "
+        f"{live['threads']} thread each; a tool takes {live['gap_s']:g} s. `collab`, `collab_gaps` and `collab_cold` "
+        "change places as often as the budgets allow: reading ahead at any time, only while tools run, and not at all. "
+        "They are compared with the large model alone; "
         "`small_checked` is the small model with every step judged, compared with it alone, so its ratio is what "
         "checks and the process in front of the engines cost.",
         table(_LIVE_HEADS, map(_live_row, live["rows"])),

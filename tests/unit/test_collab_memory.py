@@ -262,6 +262,7 @@ def test_one_gpu_is_divided_and_engines_start_in_turn(pair) -> None:
     machine = Machine(80.0)
     placement = pair(machine)
     assert placement.is_shared_gpu
+    assert placement.shares_device
     # 80 GiB less twice 13.1 to work with, halved since both caches take the same for a token.
     assert placement.flags("large") == ["--mem-fraction-static", "0.3359"]
     machine.gpus = [Gpu(int(40 * GIB), 80 * GIB)]
@@ -283,6 +284,7 @@ def test_given_fraction_keeps_its_bytes_when_the_engine_starts_again(pair) -> No
 def test_two_gpus_need_no_division(pair) -> None:
     placement = pair(Machine(80.0, 80.0), shared_fraction=0.7)
     assert not placement.is_shared_gpu
+    assert not placement.shares_device
     assert placement.flags("large") == ["--mem-fraction-static", "0.7"]
     assert placement.flags("small") == ["--base-gpu-id", "1", "--mem-fraction-static", "0.7"]
     assert "OMP_NUM_THREADS" not in placement.environ("large")
@@ -305,6 +307,15 @@ def test_without_a_gpu_the_cores_are_divided_unless_the_user_did(pair) -> None:
     assert placement.flags("large") == []
     assert placement.described() is None
     assert pair(Machine(), small={"fraction": 0.4}).flags("small") == ["--mem-fraction-static", "0.4"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "shares"),
+    [(2, None, False), (1, None, True), (2, "2", True), (4, "2", False), (4, "3,2", True)],
+)
+def test_engines_share_cores_where_their_threads_are_more(pair, cores: int, threads: str | None, shares: bool) -> None:
+    environ = {} if threads is None else {"OMP_NUM_THREADS": threads}
+    assert pair(Machine(), cores=cores, environ=environ).shares_device is shares
 
 
 def test_engine_is_never_told_to_be_a_pair_itself(pair) -> None:

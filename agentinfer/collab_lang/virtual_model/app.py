@@ -122,6 +122,8 @@ class _Front:
         pinned = incoming.pinned or (None if door is self._chat else self._other.pinned(incoming, conversation))
         turn = self._turns.begin(incoming.hints, conversation, incoming.size_bytes, pinned)
         turn.session.routing = {**routing_by(turn.session.session_id), **incoming.routing}
+        if door is self._chat:
+            self._turns.read_along(turn, body)
         return await door.answer(request, incoming, turn)
 
     async def anything(self, request: web.Request) -> web.StreamResponse:

@@ -62,7 +62,10 @@ class CollabSession:
     # What that task asks, and what is asked after it.
     question: Question | None = None
     next_question: Question | None = None
+    # Reading ahead: by which model, and a request with its reply of which length.
     warming: asyncio.Task[None] | None = None
+    warming_model: Model | None = None
+    warming_bytes: int = 0
 
     @property
     def is_checking(self) -> bool:
@@ -71,6 +74,10 @@ class CollabSession:
     def stop_checking(self) -> None:
         _cancel(self.checking)
         self.checking = self.question = self.next_question = None
+
+    @property
+    def is_warming(self) -> bool:
+        return _runs(self.warming)
 
     def stop_warming(self) -> None:
         _cancel(self.warming)
@@ -92,7 +99,7 @@ class CollabSession:
             "late_verdicts": self.trajectory.late_verdicts,
             "last_speaker": self.last_speaker,
             "is_checking": self.is_checking,
-            "is_warming": _runs(self.warming),
+            "is_warming": self.is_warming,
             "read_tokens": {model.value: read.tokens for model, read in self.read.items()},
             "transitions": [transition.as_json() for transition in self.trajectory.transitions],
         }

@@ -19,13 +19,15 @@ class FrontSettings:
     An engine is asked every `health_period_s` whether it lives; it counts as down when it refuses the connection, or
     gives no answer within `health_timeout_s` for `misses_to_down` times in a row. `max_sessions` and
     `max_session_bytes` bound what is remembered, `session_expiry_s` for how long. `api_key`: what clients must send,
-    None for no key. `warms`: whether the silent model reads ahead. `checks_model_name`: whether a chat for an unknown
-    model is refused (404) or taken for the virtual one.
+    None for no key. `warms`: whether the silent model reads ahead while tools run; `warms_in_turns`: and while the
+    other one answers, for engines that share no device. `checks_model_name`: whether a chat for an unknown model is
+    refused (404) or taken for the virtual one.
     """
 
     collab: CollabSettings = field(default=_UNLIMITED)
     name: str = "collab"
     warms: bool = True
+    warms_in_turns: bool = False
     check_timeout_s: float = 120.0
     health_period_s: float = 2.0
     health_timeout_s: float = 10.0
@@ -49,3 +51,10 @@ class FrontSettings:
         for name in ("misses_to_down", "max_sessions", "max_session_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 1")
+
+    @property
+    def reads_ahead(self) -> str:
+        """When the silent model does: `always`, `between_turns` or `never`."""
+        if not self.warms:
+            return "never"
+        return "always" if self.warms_in_turns else "between_turns"

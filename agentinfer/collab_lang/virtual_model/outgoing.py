@@ -87,11 +87,12 @@ def check_request(
 
 
 def prefill_request(
-    body: Mapping[str, Any], reply: Mapping[str, Any], engine: Engine, session_id: str
+    body: Mapping[str, Any], reply: Mapping[str, Any] | None, engine: Engine, session_id: str
 ) -> dict[str, Any]:
-    """All that was said, `reply` included, for the engine to compute ahead (`POST /agentinfer/prefill`)."""
+    """All that was said, `reply` included where there is one, to be computed ahead (`POST /agentinfer/prefill`)."""
     tools = {name: body[name] for name in ("tools", "tool_choice") if body.get(name) is not None}
-    sent = {**_carried(body), **tools, "messages": [*body["messages"], dict(reply)], "model": engine.address.model}
+    messages = [*body["messages"], *([] if reply is None else [dict(reply)])]
+    sent = {**_carried(body), **tools, "messages": messages, "model": engine.address.model}
     return {**sent, "agentinfer": {"session": session_id}}
 
 

@@ -85,6 +85,7 @@ class Pages:
                     "sessions": len(self._turns.sessions),
                     "check": self._settings.collab.check.value,
                     "threshold": self._settings.collab.threshold,
+                    "reads_ahead": self._settings.reads_ahead,
                     "escalation_per_step": round(self._turns.escalations.per_step, 4),
                     "switches": hand_overs.switches,
                     "switch_unseen_tokens": hand_overs.unseen_tokens,

@@ -83,6 +83,7 @@ class Turns:
         self._metrics = metrics
         self.checks = Checks(settings, clock, metrics)
         self._warming = Warming(engines, self.escalations, metrics) if settings.warms else None
+        self._warms_in_turns = settings.warms_in_turns
 
     def begin(
         self, hints: AgentHints, conversation: Conversation, size_bytes: int, pinned: Model | None = None
@@ -99,10 +100,16 @@ class Turns:
             choice = Choice(choice.step, found, PINNED if found is pinned else UNAVAILABLE)
         if is_step:
             session.is_stepping = True
-            session.stop_warming()
+            if not self._warms_in_turns or session.warming_model is choice.model:
+                session.stop_warming()
             self.checks.turn_begins(session, choice.step, choice.model)
         lost = (choice.model.other,) if choice.reason == UNAVAILABLE else ()
         return OpenTurn(session, turn, choice, is_step, size_bytes, lost)
+
+    def read_along(self, turn: OpenTurn, body: Mapping[str, Any]) -> None:
+        """The turn, which answers the chat `body`, is about to be asked for: the silent model may read its prompt."""
+        if self._warming is not None and self._warms_in_turns and turn.is_step:
+            self._warming.consider_prompt(turn.session, turn.choice.model, body, turn.size_bytes)
 
     def move(self, turn: OpenTurn, is_mid_reply: bool) -> bool:
         """The engine of a turn is lost: the other one speaks, unless it was asked before.
@@ -116,6 +123,8 @@ class Turns:
         if lost.other in turn.tried_models:
             return False
         turn.choice = Choice(turn.choice.step, lost.other, UNAVAILABLE)
+        if turn.is_step and turn.session.warming_model is lost.other:
+            turn.session.stop_warming()
         turn.is_resumed = turn.is_resumed or is_mid_reply
         return True
 

@@ -1,7 +1,8 @@
 """Warm hand-over: the model that does not speak computes what was said, while the agent's tool runs.
 
-Ended when the session's next turn comes, wherever that goes: what is computed by then stays in that engine's cache, and
-a turn that goes there computes the rest itself rather than both computing it twice.
+Where the engines share no device it also computes a turn's prompt while the other one answers it, so that behind the
+turn only the reply is left. What was computed stays in that engine's cache whenever reading ahead is ended: by a turn
+that goes there, which computes the rest itself, or by the next thing to be read, which begins with the same.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _PREFILL_PATH = "/agentinfer/prefill"
 _NO_SUCH_ROUTE = (404, 405)
+# Of a chat whose tokens nobody has counted yet: what English text and code come to.
+_BYTES_A_TOKEN = 4
 
 
 class Warming:
@@ -44,26 +47,50 @@ class Warming:
         is_decided: bool = False,
     ) -> None:
         """After `reply` by `speaker`, with which the session has `num_tokens`; `is_decided`: the other one is next."""
-        if session.warming is not None and not session.warming.done():
-            return
+        if session.read[speaker.other].ahead_tokens is None:
+            self._consider(session, speaker, body, reply, num_tokens, session.size_bytes, is_decided)
+
+    def consider_prompt(self, session: CollabSession, speaker: Model, body: Mapping[str, Any], size_bytes: int) -> None:
+        """While `speaker` answers `body`, a chat of `size_bytes`."""
+        if self._engines[speaker.other].prefills_ahead:  # only there is a request that is ended early not lost
+            self._consider(session, speaker, body, None, size_bytes // _BYTES_A_TOKEN, size_bytes, False)
+
+    def _consider(
+        self,
+        session: CollabSession,
+        speaker: Model,
+        body: Mapping[str, Any],
+        reply: Mapping[str, Any] | None,
+        num_tokens: int,
+        size_bytes: int,
+        is_decided: bool,
+    ) -> None:
         engine = self._engines[speaker.other]
         read = session.read[engine.role]
-        if not engine.is_up or read.ahead_tokens is not None or not session.size_bytes:
+        if session.is_warming and (session.warming_model, session.warming_bytes) == (engine.role, size_bytes):
             return
-        unseen = num_tokens * (1.0 - min(1.0, read.size_bytes / session.size_bytes))
+        if not engine.is_up or not size_bytes:
+            return
+        unseen = num_tokens * (1.0 - min(1.0, read.size_bytes / size_bytes))
         chance = 1.0 if is_decided else chance_of_switch(session.trajectory.state, self._escalations.per_step)
         if is_worth(chance, engine.busy.share, round(unseen)):
+            session.stop_warming()
             request = prefill_request(body, reply, engine, session.session_id)
-            session.warming = asyncio.create_task(self._run(session, engine, request, session.size_bytes))
+            session.warming = asyncio.create_task(self._run(session, engine, request, size_bytes, reply is not None))
+            session.warming_model, session.warming_bytes = engine.role, size_bytes
 
-    async def _run(self, session: CollabSession, engine: Engine, request: Mapping[str, Any], size_bytes: int) -> None:
+    async def _run(
+        self, session: CollabSession, engine: Engine, request: Mapping[str, Any], size_bytes: int, is_behind_turn: bool
+    ) -> None:
         end, computed = "failed", 0
         try:
-            counts = await self._prefilled(session, engine, request)
+            counts = await self._prefilled(session, engine, request, is_behind_turn)
             if counts is not None:
                 end, computed = "done", counts["computed_tokens"]
                 read = session.read[engine.role]
-                read.size_bytes, read.ahead_tokens = size_bytes, counts["prompt_tokens"]
+                read.size_bytes = size_bytes
+                if size_bytes == session.size_bytes and not session.is_stepping:
+                    read.ahead_tokens = counts["prompt_tokens"]
         except asyncio.CancelledError:
             end = "cancelled"
             raise
@@ -78,7 +105,7 @@ class Warming:
             self._metrics.warmed(engine.role, end, computed)
 
     async def _prefilled(
-        self, session: CollabSession, engine: Engine, request: Mapping[str, Any]
+        self, session: CollabSession, engine: Engine, request: Mapping[str, Any], is_behind_turn: bool
     ) -> dict[str, int] | None:
         """`prompt_tokens` and `computed_tokens`; None where the prompt was not computed to its end."""
         headers = {"Content-Type": "application/json", **session.routing}
@@ -92,6 +119,8 @@ class Warming:
                     logger.info("the %s model's engine computes nothing ahead: %.300s", engine.role, raw)
                     return None
             engine.prefills_ahead = False
+        if not is_behind_turn:
+            return None
         chat = one_token_request(request, engine, session.session_id)
         async with engine.open("POST", "/v1/chat/completions", orjson.dumps(chat), headers) as answer:
             raw = await answer.read()

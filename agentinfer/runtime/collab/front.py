@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
@@ -22,6 +23,13 @@ def front_app(
     from agentinfer.collab_lang.virtual_model.app import create_app
 
     return create_app(addresses, front_settings(config, api_key))
+
+
+def with_warming_chosen(config: AgentInferConfig, shares_device: bool) -> AgentInferConfig:
+    """Reading ahead while the other engine answers slows that answer where both compute on one device."""
+    if config.collab.collab_warm_in_turns is not None:
+        return config
+    return replace(config, collab=replace(config.collab, collab_warm_in_turns=not shares_device))
 
 
 def front_settings(config: AgentInferConfig, api_key: str | None) -> FrontSettings:
@@ -50,6 +58,7 @@ def front_settings(config: AgentInferConfig, api_key: str | None) -> FrontSettin
         collab=controller,
         name=chosen.collab_model_name,
         warms=chosen.collab_warm,
+        warms_in_turns=bool(chosen.collab_warm_in_turns),
         max_sessions=sessions.max_sessions,
         max_session_bytes=max(sessions.session_text_mb, 1) << 20,
         session_expiry_s=sessions.session_expiry_s,

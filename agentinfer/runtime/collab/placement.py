@@ -28,6 +28,7 @@ class Placement:
     """`find_gpus` is asked once now and once at each start on a shared GPU; `cores` are those of this machine.
 
     Raises ConfigError for engines that do not fit. `is_shared_gpu`: the engines start one after the other, large first.
+    `shares_device`: what one computes slows the other.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Placement:
         self._ids = self._placed(gpus) if gpus else {}
         shared = set.intersection(*map(set, self._ids.values())) if len(self._ids) > 1 else set()
         self.is_shared_gpu = bool(shared)
+        self.shares_device = self.is_shared_gpu or self._shares_cores()
         self._static_bytes: dict[Role, int] = {}
         if shared:
             free_bytes = min(gpus[index].free_bytes for index in shared)
@@ -93,6 +95,12 @@ class Placement:
             return None
         parts = [f"{role} {size / GIB:.1f} GiB" for role, size in self._static_bytes.items()]
         return f"one GPU for both engines; weights and KV cache: {', '.join(parts)}"
+
+    def _shares_cores(self) -> bool:
+        if len(self._lines) == 1 or self._has_gpus:
+            return False
+        threads = [self.environ(role)["OMP_NUM_THREADS"] for role in self._lines]
+        return sum(int(each) if each.isdigit() else self._cores for each in threads) > self._cores
 
     def _placed(self, gpus: Sequence[Gpu]) -> dict[Role, tuple[int, ...]]:
         ids: dict[Role, tuple[int, ...]] = {}

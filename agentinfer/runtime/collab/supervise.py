@@ -23,7 +23,7 @@ from agentinfer.runtime.arguments import CommandLine, read_config_file
 from agentinfer.runtime.collab.children import Child, EngineEnded, Patience, show
 from agentinfer.runtime.collab.command_lines import CommandLines, Door, Elsewhere, EngineLine, command_lines
 from agentinfer.runtime.collab.elsewhere import found_elsewhere
-from agentinfer.runtime.collab.front import front_app, front_settings
+from agentinfer.runtime.collab.front import front_app, front_settings, with_warming_chosen
 from agentinfer.runtime.collab.gpus import find_gpus
 from agentinfer.runtime.collab.placement import Placement
 
@@ -115,12 +115,13 @@ class _Supervisor:
         """Until cancelled."""
         addresses = {role: await _address(engine) for role, engine in self._lines.engines.items()}
         _refuse_same_names([self._config.collab.collab_model_name, *(each.model for each in addresses.values())])
+        shares_device = False
         if self._lines.started_here:
-            await self._launch(
-                await asyncio.to_thread(Placement, self._lines, self._config.collab, self._environ, find_gpus)
-            )
+            placement = await asyncio.to_thread(Placement, self._lines, self._config.collab, self._environ, find_gpus)
+            await self._launch(placement)
+            shares_device = placement.shares_device
         runner = web.AppRunner(
-            self._make_app(addresses, self._config, self._lines.door.api_key),
+            self._make_app(addresses, with_warming_chosen(self._config, shares_device), self._lines.door.api_key),
             access_log=None,
             handle_signals=False,
             shutdown_timeout=_CLIENTS_GRACE_S,
