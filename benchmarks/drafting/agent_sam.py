@@ -18,7 +18,7 @@ from benchmarks.drafting.drafter import Draft, Tokens
 class AgentSam:
     def __init__(self, budget: int, end_of_turn: int, **settings: Any) -> None:
         # The average is met by a control loop, so aim a little lower. Bounds as for a server with little to spare.
-        chosen = {"mean_drafted": 0.49 * budget, "memory_bytes": 72 << 20, "session_bytes": 8 << 20, **settings}
+        chosen = {"mean_drafted": 0.49 * budget, "memory_bytes": 70 << 20, "session_bytes": 8 << 20, **settings}
         self._speculation = Speculation(SpeculationSettings(stop_tokens=(end_of_turn,), **chosen))
         self._num_requests = 0
         self._request = [""]
