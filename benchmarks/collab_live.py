@@ -130,7 +130,8 @@ def rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _started(arguments: argparse.Namespace, running: ExitStack) -> dict[str, str]:
     """Where each way is to be asked."""
-    flags = ["--agentinfer-forced-replay", "--enable-cache-report", "--dtype", "bfloat16"]
+    flags = ["--agentinfer-forced-replay", "--agentinfer-prefill-route", "--enable-cache-report"]
+    flags += ["--dtype", "bfloat16"]
     flags += ["--context-length", "32768", "--max-running-requests", "8", "--chunked-prefill-size", "512"]
     flags += ["--max-total-tokens", str(arguments.kv_tokens)]
     urls = {}
